@@ -1,0 +1,220 @@
+"""The ``ORMCACHE`` setting: its options, their defaults and types.
+
+Each option is declared once, as a field below. :func:`current` is called on every read and
+write and costs one look at Django's settings, so ``override_settings`` takes effect at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from django.conf import settings as django_settings
+
+from ormcache.exceptions import SettingsError
+
+
+class Problem(NamedTuple):
+    """Something wrong with the setting: the number of its check, what and what to do."""
+
+    code: str
+    message: str
+    hint: str
+
+
+Accepts = Callable[[Any], bool]
+
+
+def _option(default: Any, expected: str, accepts: Accepts) -> Any:
+    metadata = {"expected": expected, "accepts": accepts}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=type(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _flag(default: bool | None) -> Any:
+    return _option(default, "True or False", lambda value: isinstance(value, bool))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _seconds(default: float) -> Any:
+    return _option(
+        default,
+        "a number of seconds above 0",
+        lambda value: _is_number(value) and 0 < value < float("inf"),
+    )
+
+
+def _timeout(default: Any) -> Any:
+    return _option(
+        default,
+        "a number of seconds above 0, or None for no expiry",
+        lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
+    )
+
+
+def _own_timeout() -> Any:
+    return _timeout(Inherited.INHERITED)
+
+
+def _choice(default: str, *choices: str) -> Any:
+    return _option(
+        default,
+        "one of " + ", ".join(repr(choice) for choice in choices),
+        lambda value: isinstance(value, str) and value in choices,
+    )
+
+
+def _text(default: str | None) -> Any:
+    return _option(default, "a string", lambda value: isinstance(value, str))
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset)) and all(
+        isinstance(name, str) for name in value
+    )
+
+
+def _names_by_name() -> Any:
+    return _option(
+        {},
+        'a dict of lists of names, such as {"view": ["table"]}',
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(key, str) and _is_names(names) for key, names in value.items())
+        ),
+    )
+
+
+def _section() -> Any:
+    return _option({}, "a dict of dicts", lambda value: isinstance(value, dict))
+
+
+class Inherited(enum.Enum):
+    """Stands for "as the surrounding setting says" where None has a meaning of its own."""
+
+    INHERITED = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatabaseSettings:
+    """``ORMCACHE["DATABASES"][alias]``."""
+
+    ENABLED: bool = _flag(True)
+    CACHE_ALIAS: str | None = _text(None)
+    TIMEOUT: float | Literal[Inherited.INHERITED] | None = _own_timeout()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelSettings:
+    """``ORMCACHE["MODELS"]["app.Model"]`` or ``["app.*"]``."""
+
+    ENABLED: bool | None = _flag(None)
+    TIMEOUT: float | Literal[Inherited.INHERITED] | None = _own_timeout()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Settings:
+    """``ORMCACHE``. Compared by identity: a new object means that the setting changed."""
+
+    ENABLED: bool = _flag(True)
+    CACHE_ALIAS: str = _text("default")
+    TIMEOUT: float | None = _timeout(3600)
+    KEY_PREFIX: str = _option(
+        "",
+        "a string of letters, digits and . _ - (it becomes part of every key)",
+        lambda value: isinstance(value, str) and all(c.isalnum() or c in "._-" for c in value),
+    )
+    CONSISTENCY: Literal["auto", "strict", "standard"] = _choice(
+        "auto", "auto", "strict", "standard"
+    )
+    LEASE: float = _seconds(10)
+    SOCKET_TIMEOUT: float = _seconds(1)
+    ON_CACHE_FAILURE: Literal["raise", "open"] = _choice("raise", "raise", "open")
+    DATABASES: Mapping[str, DatabaseSettings] = _section()
+    MODELS: Mapping[str, ModelSettings] = _section()
+    CACHE_RANDOM: bool = _flag(False)
+    CACHE_EXTRA: bool = _flag(True)
+    DEPENDS_ON: Mapping[str, Iterable[str]] = _names_by_name()
+    WRITES: Mapping[str, Iterable[str]] = _names_by_name()
+    MAX_RESULT_BYTES: int = _option(
+        1024 * 1024,
+        "a number of bytes above 0",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    )
+
+
+_SECTIONS: dict[str, type[Any]] = {"DATABASES": DatabaseSettings, "MODELS": ModelSettings}
+
+
+def _parse(kind: type[Any], raw: Any, where: str, problems: list[Problem]) -> Any:
+    """Build ``kind`` from the dict ``raw``; what is wrong is left at its default and noted."""
+    if not isinstance(raw, Mapping):
+        problems.append(
+            Problem("E002", f"{where} is {raw!r}, not a dict.", f"Make {where} a dict.")
+        )
+        return kind()
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in raw.items():
+        if name not in fields:
+            problems.append(
+                Problem(
+                    "E001",
+                    f"{where} has an unknown option {name!r}.",
+                    "Known options: " + ", ".join(sorted(fields)) + ".",
+                )
+            )
+            continue
+        metadata = fields[name].metadata
+        if not metadata["accepts"](value):
+            problems.append(
+                Problem(
+                    "E002",
+                    f"{where}[{name!r}] is {value!r}.",
+                    f"It must be {metadata['expected']}.",
+                )
+            )
+            continue
+        if kind is Settings and name in _SECTIONS:
+            value = {
+                key: _parse(_SECTIONS[name], inner, f"{where}[{name!r}][{key!r}]", problems)
+                for key, inner in value.items()
+            }
+        values[name] = value
+    return kind(**values)
+
+
+def parse(raw: Any) -> tuple[Settings, list[Problem]]:
+    """Read a value of ``settings.ORMCACHE``.
+
+    Returns the settings, with defaults in place of what is wrong, and the problems found.
+    """
+    problems: list[Problem] = []
+    return _parse(Settings, raw, "ORMCACHE", problems), problems
+
+
+_last: tuple[object, Settings] = (None, Settings())
+
+
+def current() -> Settings:
+    """The settings in force now.
+
+    Raises :class:`~ormcache.exceptions.SettingsError` if ``ORMCACHE`` is wrong.
+    """
+    global _last
+    raw = getattr(django_settings, "ORMCACHE", None)
+    known, settings = _last
+    if raw is known:
+        return settings
+    settings, problems = parse(raw)
+    if problems:
+        raise SettingsError("\n".join(f"{p.message} {p.hint}" for p in problems))
+    # One assignment, so that another thread sees the old pair or the new one.
+    _last = (raw, settings)
+    return settings

@@ -1,0 +1,55 @@
+"""How often each table was read from the cache, per database alias."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+_lock = threading.Lock()
+_reads: Counter[tuple[str, tuple[str, ...], str]] = Counter()
+_events: Counter[tuple[str, str, str]] = Counter()
+
+
+def count_read(alias: str, tables: tuple[str, ...], outcome: str) -> None:
+    """Count a read. ``outcome``: ``hit``, ``miss``, ``corrupt`` or the reason of a skip."""
+    with _lock:
+        _reads[alias, tables, outcome] += 1
+
+
+def count_event(alias: str, tables: Sequence[str], event: str) -> None:
+    """Count an event per table: ``invalidated``, ``stored``, ``unannounced``."""
+    with _lock:
+        for table in tables:
+            _events[alias, table, event] += 1
+
+
+def snapshot(aliases: Iterable[str] | None = None) -> dict[str, dict[str, dict[str, int]]]:
+    """The counters of this process since its start: alias, table, event, number.
+
+    Events are ``hit``, ``miss``, ``corrupt`` (an entry that did not decode, also counted as a
+    miss), ``stored``, ``invalidated``, ``unannounced`` (a write that the cache was not told of)
+    and ``skip: <reason>``. A read of several tables counts for each; one that was skipped
+    before its tables were known counts under ``""``.
+    """
+    wanted = None if aliases is None else set(aliases)
+    with _lock:
+        reads, events = list(_reads.items()), list(_events.items())
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for (alias, tables, outcome), number in reads:
+        for table in tables or ("",):
+            found.setdefault(alias, {}).setdefault(table, Counter())[outcome] += number
+    for (alias, table, event), number in events:
+        found.setdefault(alias, {}).setdefault(table, Counter())[event] += number
+    return {
+        alias: {table: dict(counts) for table, counts in sorted(tables.items())}
+        for alias, tables in sorted(found.items())
+        if wanted is None or alias in wanted
+    }
+
+
+def reset() -> None:
+    """Start counting at 0 again."""
+    with _lock:
+        _reads.clear()
+        _events.clear()

@@ -1,0 +1,36 @@
+"""The errors that ormcache raises."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError
+
+
+class OrmcacheError(Exception):
+    """Base class of ormcache's errors."""
+
+
+class SettingsError(OrmcacheError, ImproperlyConfigured):
+    """The ORMCACHE setting is wrong; `manage.py check` lists each problem with a hint."""
+
+
+class CacheError(OrmcacheError):
+    """The cache did not do what it was asked to. Never leaves ormcache."""
+
+
+class CacheUnreachable(OrmcacheError, OperationalError):
+    """A write was refused because the cache could not be told about it beforehand.
+
+    It is a ``django.db.OperationalError``, so that ``atomic()`` rolls the transaction back:
+    Django rolls back after a failed commit for database errors only, and MySQL and SQLite
+    would commit for any other error. ``ORMCACHE["ON_CACHE_FAILURE"] = "open"`` lets writes
+    through instead, at the price of answers that may be out of date until they expire.
+    """
+
+
+class NotEncodable(OrmcacheError, TypeError):
+    """A value cannot be stored, or not be told apart from others. Never leaves ormcache."""
+
+
+class Corrupt(OrmcacheError, ValueError):
+    """A cache entry does not decode. Never leaves ormcache: it counts as a miss."""

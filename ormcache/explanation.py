@@ -1,0 +1,112 @@
+"""Tells whether a query is cached, and if not, why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connections, models
+from django.db.models.sql.constants import MULTI
+
+from ormcache import reads, transactions
+from ormcache.conf import current
+from ormcache.reasons import Reason
+from ormcache.transactions import state_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What ormcache would do with a query now."""
+
+    using: str
+    cached: bool
+    """Whether it would be answered from the cache."""
+    cacheable: bool
+    """Whether its answer would be stored if it were run."""
+    reason: Reason | None
+    """Why it is not cacheable."""
+    detail: str
+    """The table, function or type that is the cause."""
+    remaining: float
+    """For a reason that ends by itself: seconds until it does at the latest."""
+    tables: tuple[str, ...]
+    key: str
+    sql: str
+    namespace: str
+    cache_alias: str
+    mode: str
+    """``"strict"``, ``"standard"`` or ``"off"``."""
+
+    def __str__(self) -> str:
+        if self.cached:
+            state = "cached: the next read is answered from the cache"
+        elif self.cacheable:
+            state = "not cached yet: the next read stores its answer"
+        else:
+            state = f"not cached: {self.reason}"
+            if self.detail:
+                state += f" ({self.detail})"
+            if self.remaining:
+                state += f", for {self.remaining:.1f} s at most"
+        lines = [state]
+        if self.reason is not None:
+            lines.append(f"  why:       {self.reason.explanation}")
+        lines += [
+            f"  tables:    {', '.join(self.tables) or '-'}",
+            f"  database:  {self.using}",
+            f"  namespace: {self.namespace}",
+            f"  cache:     {self.cache_alias} ({self.mode})",
+            f"  key:       {self.key or '-'}",
+            f"  SQL:       {self.sql or '-'}",
+        ]
+        return "\n".join(lines)
+
+
+def explain(queryset: models.QuerySet[Any] | models.Manager[Any]) -> Explanation:
+    """Tell whether ``queryset`` is answered from the cache, and if not, why.
+
+    Does not run the query. ``count()``, ``exists()`` and ``get()`` are queries of their own
+    with other keys, but what keeps a queryset from being cached mostly keeps them, too.
+    """
+    if isinstance(queryset, models.Manager):
+        queryset = queryset.all()
+    settings = current()
+    connection: Any = connections[queryset.db]
+    state = state_of(connection)
+    route = state.route(connection, settings)
+    compiler: Any = queryset.query.chain().get_compiler(queryset.db)
+    reason = reads.why_not_compile(compiler, MULTI, False)
+    if reason is None:
+        if not route.enabled:
+            reason = Reason.DATABASE_OFF if settings.ENABLED else Reason.SWITCHED_OFF
+        elif route.store is None:
+            reason = Reason.NO_CACHE
+        else:
+            reason = transactions.why_not_read(connection, state)
+    plan = reads.Plan("", ())
+    try:
+        plan = reads.make_plan(compiler, MULTI, state, route, settings)
+    except EmptyResultSet:
+        reason = reason or Reason.NO_ROWS_POSSIBLE
+    reason = reason or plan.reason
+    cached, remaining = False, 0.0
+    if reason is None:
+        lookup = reads.look_up(route, plan)
+        cached = lookup.entry is not None
+        if lookup.vector is None:
+            reason, remaining = lookup.reason, lookup.remaining
+    return Explanation(
+        using=queryset.db,
+        cached=cached,
+        cacheable=reason is None,
+        reason=reason,
+        detail=plan.detail,
+        remaining=remaining,
+        tables=plan.tables,
+        key=plan.key,
+        sql=plan.sql,
+        namespace=route.namespace,
+        cache_alias=route.cache_alias,
+        mode=route.store.mode if route.store is not None else "off",
+    )

@@ -1,0 +1,58 @@
+"""Invalidation by hand: what ormcache cannot see, it can be told."""
+
+from __future__ import annotations
+
+from django.apps import apps
+from django.db import connections, models
+
+from ormcache import relations, sql, transactions
+from ormcache.stores import EVERYTHING
+
+
+def invalidate(*models_or_tables: type[models.Model] | str, using: str | None = None) -> None:
+    """Make cached answers that read these models or tables invalid.
+
+    Args:
+        models_or_tables: model classes, ``"app.Model"`` labels or names of tables. A model
+            stands for its table, those of its parents and of the models that inherit from it,
+            and the through tables of its many-to-many fields.
+        using: a database alias; all databases without one.
+
+    In a transaction this takes effect now and once more when it is committed.
+
+    Raises:
+        TypeError: nothing was named.
+        ConnectionDoesNotExist: ``using`` is no alias.
+        CacheUnreachable: the cache did not answer, and ``ON_CACHE_FAILURE`` is ``"raise"``.
+    """
+    if not models_or_tables:
+        raise TypeError("Name a model or a table; ormcache.flush() invalidates everything.")
+    names: set[str] = set()
+    for thing in models_or_tables:
+        names |= _tables(thing)
+    for alias in [using] if using is not None else list(connections):
+        transactions.touch(alias, names)
+
+
+def flush(using: str | None = None) -> None:
+    """Make all cached answers of a database invalid, whatever they read.
+
+    Args:
+        using: a database alias; all databases without one.
+
+    Raises as :func:`invalidate` does. Nothing is deleted: the entries can no longer be met
+    and expire by themselves.
+    """
+    for alias in [using] if using is not None else list(connections):
+        transactions.touch(alias, {EVERYTHING})
+
+
+def _tables(thing: type[models.Model] | str) -> set[str]:
+    if isinstance(thing, str):
+        try:
+            return relations.family(apps.get_model(thing))
+        except (LookupError, ValueError):
+            return {sql.table_name(thing)}
+    if isinstance(thing, type) and issubclass(thing, models.Model):
+        return relations.family(thing)
+    raise TypeError(f"{thing!r} is neither a model nor the name of one or of a table.")

@@ -1,0 +1,79 @@
+"""Keeps intents alive while their commits take long.
+
+An intent dies with its lease, so that a writer that crashed blocks nobody for long. A writer
+that lives but waits (a slow disk, a synchronous standby, a long UPDATE in autocommit) must not
+lose it: one thread of the process arms such intents again, each third of a lease.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ormcache.conf import current
+from ormcache.exceptions import CacheError
+from ormcache.stores import Store
+
+
+class _Held(NamedTuple):
+    store: Store
+    namespace: str
+    tables: Sequence[str]
+    armed_at: float
+
+
+class Keeper:
+    """The intents of this process that are on their way, and the thread that renews them."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._held: dict[str, _Held] = {}
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def hold(self, intent: str, store: Store, namespace: str, tables: Sequence[str]) -> None:
+        """Renew ``intent``, which was armed just now, until :meth:`release`."""
+        self._held[intent] = _Held(store, namespace, tables, time.monotonic())
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="ormcache-leases", daemon=True
+                    )
+                    self._thread.start()
+
+    def release(self, intent: str) -> None:
+        """Stop renewing ``intent``: it was finished, or left to its lease."""
+        self._held.pop(intent, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(current().LEASE / 6)
+            self.renew()
+
+    def renew(self) -> None:
+        """Arm again what was armed more than a third of a lease ago."""
+        due = time.monotonic() - current().LEASE / 3
+        for intent, held in list(self._held.items()):
+            if held.armed_at > due or intent not in self._held:
+                continue
+            now = time.monotonic()
+            try:
+                held.store.arm(held.namespace, intent, held.tables)
+                if intent in self._held:
+                    self._held[intent] = held._replace(armed_at=now)
+                else:
+                    # Released while it was being armed: take the new intent back.
+                    held.store.finish(held.namespace, intent, held.tables)
+            except CacheError:
+                # Nothing to be done here: the next round tries again.
+                continue
+
+
+keeper = Keeper()

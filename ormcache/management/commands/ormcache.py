@@ -1,0 +1,111 @@
+"""``manage.py ormcache flush``, ``explain`` and ``status``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.apps import apps
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections, models
+
+import ormcache
+from ormcache.conf import current
+from ormcache.exceptions import CacheError, OrmcacheError
+from ormcache.transactions import state_of
+
+
+class Command(BaseCommand):
+    help = "Looks into the cache of ORM queries, explains it and flushes it."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="command", required=True)
+        flush = commands.add_parser("flush", help="make all cached answers of a database invalid")
+        flush.add_argument("--database", help="an alias; all databases without it")
+        flush.add_argument(
+            "tables",
+            nargs="*",
+            metavar="model-or-table",
+            help='"app.Model" or the name of a table; everything without any',
+        )
+        explain = commands.add_parser(
+            "explain", help="tell whether a query is cached, and if not, why"
+        )
+        explain.add_argument(
+            "query",
+            help='Python, as in the shell: "Book.objects.filter(pk=1)"; all models are imported',
+        )
+        explain.add_argument("--database", help="the alias to ask; the router's choice without")
+        status = commands.add_parser("status", help="show caches, namespaces and counters")
+        status.add_argument("--database", help="an alias; all databases without it")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        alias = options.get("database")
+        if alias is not None and alias not in connections:
+            raise CommandError(
+                f"There is no database {alias!r}. Known aliases: {', '.join(connections)}."
+            )
+        try:
+            getattr(self, options["command"])(**options)
+        except OrmcacheError as error:
+            raise CommandError(str(error)) from error
+
+    def flush(self, database: str | None, tables: list[str], **options: Any) -> None:
+        if tables:
+            ormcache.invalidate(*tables, using=database)
+        else:
+            ormcache.flush(using=database)
+        what = ", ".join(tables) if tables else "everything"
+        self.stdout.write(
+            self.style.SUCCESS(f"Invalidated {what} of {database or 'all databases'}.")
+        )
+
+    def explain(self, query: str, database: str | None, **options: Any) -> None:
+        names: dict[str, Any] = {model.__name__: model for model in apps.get_models()}
+        names |= {"models": models, "Q": models.Q, "F": models.F}
+        try:
+            queryset = eval(query, names)
+        except Exception as error:
+            raise CommandError(f"{query!r} fails: {type(error).__name__}: {error}") from error
+        if not isinstance(queryset, (models.QuerySet, models.Manager)):
+            raise CommandError(
+                f"{query!r} is a {type(queryset).__name__}, not a queryset. Leave out what "
+                "evaluates it, such as .get(), .count() or a subscript."
+            )
+        if database is not None:
+            queryset = queryset.using(database)
+        self.stdout.write(str(ormcache.explain(queryset)))
+
+    def status(self, database: str | None, **options: Any) -> None:
+        settings = current()
+        counters = ormcache.statistics()
+        for alias in [database] if database else list(connections):
+            connection = connections[alias]
+            route = state_of(connection).route(connection, settings)
+            self.stdout.write(self.style.MIGRATE_HEADING(alias))
+            facts: dict[str, object] = {
+                "enabled": route.enabled,
+                "namespace": route.namespace,
+                "cache": route.cache_alias,
+                "consistency": route.store.mode if route.store else "off",
+                "timeout in seconds": route.timeout,
+                "lease in seconds": settings.LEASE,
+                "when the cache fails": route.on_failure,
+            }
+            if route.store is not None:
+                try:
+                    facts |= route.store.status(route.namespace)
+                except CacheError as error:
+                    facts["cache unreachable"] = error
+            for name, value in facts.items():
+                self.stdout.write(f"  {name}: {value}")
+            age = facts.get("age in seconds")
+            if "age in seconds" in facts and (age is None or float(str(age)) < settings.LEASE):
+                left = settings.LEASE if age is None else settings.LEASE - float(str(age))
+                self.stdout.write(
+                    f"  quarantine: nothing is cached for another {left:.1f} s, because the "
+                    "namespace is new and writes may be on their way"
+                )
+            for table, counts in counters.get(alias, {}).items():
+                row = ", ".join(f"{event} {number}" for event, number in sorted(counts.items()))
+                self.stdout.write(f"  {table or '(before compiling)'}: {row}")

@@ -1,0 +1,5 @@
+"""Migrations flush the namespace of the database on which they run."""
+
+from ormcache.migrations_hooks.flush import connect, disconnect
+
+__all__ = ["connect", "disconnect"]

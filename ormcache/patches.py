@@ -1,0 +1,163 @@
+"""Every place where ormcache touches Django's classes, and the way back.
+
+Each patch wraps one function and hands the original to a function of ormcache, which can be
+read and tested without any patch. On Django 5.2, 6.0 and 6.1 these are the methods through
+which all reads, writes and commits of every backend go.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Model, QuerySet
+from django.db.models.deletion import Collector
+from django.db.models.fields import related_descriptors
+from django.db.models.sql.compiler import (
+    SQLCompiler,
+    SQLDeleteCompiler,
+    SQLInsertCompiler,
+    SQLUpdateCompiler,
+)
+
+from ormcache import reads, tables, transactions, writes
+
+_Hook = Callable[..., Any]
+_WRITERS = (SQLInsertCompiler, SQLUpdateCompiler, SQLDeleteCompiler)
+
+
+class _Patch(NamedTuple):
+    owner: Any
+    name: str
+    original: Any
+    replacement: Any
+
+
+_installed: list[_Patch] = []
+
+
+# --- hooks ---------------------------------------------------------------------------------
+
+
+def _execute_sql(original: _Hook, compiler: Any, *args: Any, **kwargs: Any) -> Any:
+    # SQLDeleteCompiler inherits execute_sql(), the other two call it.
+    if isinstance(compiler, _WRITERS):
+        return original(compiler, *args, **kwargs)
+    return reads.execute_sql(original, compiler, *args, **kwargs)
+
+
+def _get_from_clause(original: _Hook, compiler: Any) -> Any:
+    clause = original(compiler)
+    tables.record(compiler.query)
+    return clause
+
+
+def _getattr(original: _Hook, wrapper: Any, name: str) -> Any:
+    value = original(wrapper, name)
+    return writes.driver_method(wrapper, name, value) if name in writes.DRIVER_METHODS else value
+
+
+def _set_autocommit(
+    original: _Hook, connection: Any, autocommit: bool, *args: Any, **kwargs: Any
+) -> None:
+    transactions.set_autocommit(
+        lambda: original(connection, autocommit, *args, **kwargs), connection, autocommit
+    )
+
+
+def _on_connection(hook: Callable[[Callable[[], None], Any], None]) -> _Hook:
+    def on_connection(original: _Hook, connection: Any) -> None:
+        hook(lambda: original(connection), connection)
+
+    return on_connection
+
+
+# Methods of related managers that read what is there to decide what to write.
+_MANAGER_METHODS = ("add", "set", "remove", "clear", "get_or_create", "update_or_create")
+
+
+def _related_manager(original: _Hook, *args: Any, **kwargs: Any) -> Any:
+    """Django makes the class of a related manager by a function; wrap what it makes."""
+    manager = original(*args, **kwargs)
+    for name in _MANAGER_METHODS:
+        if name in vars(manager):
+            method = vars(manager)[name]
+            wrapped = _wrap(method, reads.feeding)
+            # Templates must go on refusing to call it.
+            wrapped.__dict__.update(vars(method))
+            setattr(manager, name, wrapped)
+    return manager
+
+
+_HOOKS: tuple[tuple[Any, str, _Hook], ...] = (
+    (SQLCompiler, "execute_sql", _execute_sql),
+    (SQLCompiler, "get_from_clause", _get_from_clause),
+    (SQLUpdateCompiler, "pre_sql_setup", reads.feeding),
+    (Collector, "collect", reads.feeding),
+    (QuerySet, "get_or_create", reads.feeding),
+    (QuerySet, "update_or_create", reads.feeding),
+    (Model, "_save_table", reads.feeding),
+    (related_descriptors, "create_forward_many_to_many_manager", _related_manager),
+    (related_descriptors, "create_reverse_many_to_one_manager", _related_manager),
+    (CursorWrapper, "execute", writes.execute),
+    (CursorWrapper, "executemany", writes.execute),
+    (CursorWrapper, "callproc", writes.callproc),
+    (CursorWrapper, "__getattr__", _getattr),
+    (BaseDatabaseWrapper, "commit", _on_connection(transactions.commit)),
+    (BaseDatabaseWrapper, "rollback", _on_connection(transactions.rollback)),
+    (BaseDatabaseWrapper, "close", _on_connection(transactions.close)),
+    (BaseDatabaseWrapper, "connect", _on_connection(transactions.connect)),
+    (BaseDatabaseWrapper, "set_autocommit", _set_autocommit),
+)
+
+
+# --- installing ----------------------------------------------------------------------------
+
+
+def _wrap(original: _Hook, hook: _Hook) -> _Hook:
+    @functools.wraps(original)
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return hook(original, *args, **kwargs)
+
+    return patched
+
+
+def install() -> None:
+    """Put the hooks in place; a second call does nothing.
+
+    Raises KeyError, at start-up, if Django has moved one of the functions.
+    """
+    if _installed:
+        return
+    reads.remember_pristine(BaseDatabaseWrapper.ensure_connection)
+    for owner, name, hook in _HOOKS:
+        original = vars(owner)[name]
+        replacement = _wrap(original, hook)
+        setattr(owner, name, replacement)
+        _installed.append(_Patch(owner, name, original, replacement))
+
+
+def uninstall() -> list[str]:
+    """Take the hooks away again.
+
+    Returns the names of functions that were left alone because somebody has patched them on
+    top of ormcache: restoring ours would undo theirs.
+    """
+    left = []
+    kept = []
+    for patch in reversed(_installed):
+        if vars(patch.owner)[patch.name] is patch.replacement:
+            setattr(patch.owner, patch.name, patch.original)
+        else:
+            kept.append(patch)
+            left.append(f"{patch.owner.__name__}.{patch.name}")
+    _installed[:] = reversed(kept)
+    return left
+
+
+def is_installed() -> bool:
+    """Whether the hooks are in place."""
+    return bool(_installed)

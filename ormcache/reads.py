@@ -1,0 +1,331 @@
+"""Answers a SELECT from the cache, or runs it and stores the answer."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from django.core.exceptions import EmptyResultSet
+from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
+from django.utils.asyncio import async_unsafe
+
+from ormcache import codec, counters, keys, tables, transactions
+from ormcache.conf import Settings, current
+from ormcache.exceptions import CacheError, Corrupt, NotEncodable
+from ormcache.policies import policies
+from ormcache.reasons import Reason
+from ormcache.routers.namespaces import Route
+from ormcache.signals import query_read
+from ormcache.stores import EVERYTHING, Lookup
+from ormcache.transactions import ConnectionState, state_of
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Original = Callable[..., Any]
+
+
+# --- switching off -------------------------------------------------------------------------
+
+_disabled = contextvars.ContextVar("ormcache_disabled", default=0)
+
+
+class disabled:
+    """Reads inside go to the database and are not stored; writes still invalidate.
+
+    A context manager (``with`` and ``async with``) and a decorator for functions, generators'
+    makers excepted, and coroutine functions. May be nested; holds for this thread or task and
+    for what it awaits, and ends with the block, whatever is raised inside.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[contextvars.Token[int]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_disabled.set(_disabled.get() + 1))
+
+    def __exit__(self, *exc_info: object) -> None:
+        _disabled.reset(self._tokens.pop())
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.__exit__()
+
+    def __call__(self, function: Callable[_P, _T]) -> Callable[_P, _T]:
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def asynchronous(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+                with disabled():
+                    return await function(*args, **kwargs)
+
+            return asynchronous  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def synchronous(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            with disabled():
+                return function(*args, **kwargs)
+
+        return synchronous
+
+
+# --- reads that feed writes ----------------------------------------------------------------
+
+
+class _Feeding(threading.local):
+    depth = 0
+
+
+_feeding = _Feeding()
+
+
+def feeding(original: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    """Run a function of Django whose reads decide what it writes: they ask the database."""
+    _feeding.depth += 1
+    try:
+        return original(*args, **kwargs)
+    finally:
+        _feeding.depth -= 1
+
+
+# --- the plan of a read --------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """A compiled query, ready to be looked up; or not to be, for a reason."""
+
+    sql: str
+    params: tuple[Any, ...]
+    tables: tuple[str, ...] = ()
+    key: str = ""
+    timeout: float | None = None
+    reason: Reason | None = None
+    detail: str = ""
+
+
+def why_not_compile(compiler: Any, result_type: str | None, chunked: bool) -> Reason | None:
+    """A reason not to cache that shows before the query is compiled."""
+    if result_type != MULTI and result_type != SINGLE:
+        return Reason.WRITE_STATEMENT
+    if chunked:
+        return Reason.ITERATOR
+    query = compiler.query
+    if query.select_for_update:
+        return Reason.SELECT_FOR_UPDATE
+    if query.explain_info:
+        return Reason.EXPLAIN
+    if _feeding.depth:
+        return Reason.FEEDS_WRITE
+    if _disabled.get():
+        return Reason.DISABLED
+    return None
+
+
+def make_plan(
+    compiler: Any, result_type: str, state: ConnectionState, route: Route, settings: Settings
+) -> Plan:
+    """Compile the query and find its tables and key.
+
+    Raises EmptyResultSet for a query that cannot have rows.
+    """
+    connection = compiler.connection
+    text, params, recorded, handwritten = tables.compile_query(compiler)
+    if not text:
+        raise EmptyResultSet
+    facts = tables.facts(text, recorded, handwritten, connection.vendor, settings)
+    names, reason, detail = facts
+    if reason is not None:
+        return Plan(text, params, names, reason=reason, detail=detail)
+    policy = policies.of(names, settings)
+    if not policy.enabled:
+        return Plan(text, params, names, reason=Reason.MODEL_OFF)
+    dirty = state.dirty
+    if dirty and (EVERYTHING in dirty or not dirty.isdisjoint(names)):
+        return Plan(text, params, names, reason=Reason.WRITTEN_HERE)
+    unpaid = transactions.owed(route)
+    if (
+        unpaid
+        and not transactions.pay(route)
+        and (EVERYTHING in unpaid or not unpaid.isdisjoint(names))
+    ):
+        return Plan(text, params, names, reason=Reason.CACHE_UNREACHABLE)
+    context = (codec.FORMAT, route.context, state.search_path, names, result_type)
+    try:
+        key = keys.entry_key(context, text, params)
+    except NotEncodable as error:
+        return Plan(text, params, names, reason=Reason.PARAMETER, detail=str(error))
+    return Plan(text, params, names, key, policy.timeout(route.timeout))
+
+
+# --- answering -----------------------------------------------------------------------------
+
+
+@async_unsafe
+def _not_in_a_coroutine() -> None:
+    """What ``connection.cursor`` would raise in a coroutine, a hit raises, too."""
+
+
+def check_access(connection: Any) -> None:
+    """Raise what Django would raise if the query went to the database.
+
+    Otherwise code that breaks on a miss would work on a hit: synchronous reads in a coroutine,
+    a connection used by a foreign thread, a query in a SimpleTestCase.
+    """
+    _not_in_a_coroutine()
+    connection.validate_thread_sharing()
+    connection.validate_no_broken_transaction()
+    ban = connection.__dict__.get("cursor")
+    if ban is not None and type(ban).__name__ == "_DatabaseFailure":
+        ban()
+    if _connects(connection) is not None and connection.connection is None:
+        # Test runners replace ensure_connection() to forbid the database: let them speak.
+        connection.ensure_connection()
+
+
+_pristine: Callable[..., Any] | None = None
+
+
+def remember_pristine(ensure_connection: Callable[..., Any]) -> None:
+    """Note Django's own ``BaseDatabaseWrapper.ensure_connection``."""
+    global _pristine
+    _pristine = ensure_connection
+
+
+def _connects(connection: Any) -> Callable[..., Any] | None:
+    """The replacement of ``ensure_connection``, if it was replaced."""
+    method = getattr(type(connection), "ensure_connection", None)
+    return None if method is _pristine else method
+
+
+def execute_sql(
+    original: _Original,
+    compiler: Any,
+    result_type: str | None = MULTI,
+    chunked_fetch: bool = False,
+    chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
+) -> Any:
+    """``SQLCompiler.execute_sql``: the one place through which the ORM reads."""
+    connection = compiler.connection
+    settings = current()
+    state = state_of(connection)
+    reason = why_not_compile(compiler, result_type, chunked_fetch)
+    if reason is not None or result_type is None:
+        if reason is not Reason.WRITE_STATEMENT:
+            _report(compiler, "skip", reason)
+        return original(compiler, result_type, chunked_fetch, chunk_size)
+    route = state.route(connection, settings)
+    if not route.enabled:
+        reason = Reason.DATABASE_OFF if settings.ENABLED else Reason.SWITCHED_OFF
+    elif route.store is None:
+        reason = Reason.NO_CACHE
+    else:
+        reason = transactions.why_not_read(connection, state)
+    if reason is not None:
+        _report(compiler, "skip", reason)
+        return original(compiler, result_type, chunked_fetch, chunk_size)
+    try:
+        plan = make_plan(compiler, result_type, state, route, settings)
+    except EmptyResultSet:
+        return iter([]) if result_type == MULTI else None
+    check_access(connection)
+    if plan.reason is not None:
+        _report(compiler, "skip", plan.reason, plan)
+        return _run(original, compiler, plan, result_type, chunk_size)
+    lookup = look_up(route, plan)
+    if lookup.entry is not None:
+        try:
+            result = codec.decode(lookup.entry)
+        except Corrupt:
+            counters.count_read(route.alias, plan.tables, "corrupt")
+        else:
+            _report(compiler, "hit", None, plan)
+            if result_type == MULTI:
+                return codec.chunks(result, chunk_size)
+            return result.rows[0] if result.rows else None
+    if lookup.vector is None:
+        _report(compiler, "skip", lookup.reason, plan)
+        return _run(original, compiler, plan, result_type, chunk_size)
+    answer = _run(original, compiler, plan, result_type, chunk_size)
+    # The statement may have been the first on a new connection, or a trigger's messenger.
+    reason = transactions.why_not_read(connection, state) or _store(
+        route, plan, lookup.vector, result_type, answer, settings
+    )
+    _report(compiler, "miss", reason, plan)
+    return answer
+
+
+def look_up(route: Route, plan: Plan) -> Lookup:
+    """Ask the store; a cache that does not answer is as one that has nothing."""
+    store, breaker = route.store, route.breaker
+    if store is None or not breaker.allows():
+        return Lookup(None, None, Reason.CACHE_UNREACHABLE)
+    try:
+        lookup = store.read(route.namespace, plan.key, plan.tables)
+    except CacheError:
+        breaker.failed()
+        return Lookup(None, None, Reason.CACHE_UNREACHABLE)
+    breaker.succeeded()
+    return lookup
+
+
+def _run(original: _Original, compiler: Any, plan: Plan, result_type: str, chunk_size: int) -> Any:
+    """Run the query on the database without compiling it again."""
+    compiled = (plan.sql, plan.params)
+    # On the instance: subclasses and other patches of as_sql() stay what they are.
+    compiler.as_sql = lambda *args, **kwargs: compiled
+    try:
+        return original(compiler, result_type, False, chunk_size)
+    finally:
+        del compiler.as_sql
+
+
+def _store(
+    route: Route, plan: Plan, vector: str, result_type: str, answer: Any, settings: Settings
+) -> Reason | None:
+    """Store the answer; returns why not."""
+    if result_type == MULTI:
+        if type(answer) is not list:
+            # Another package returns rows of its own making.
+            return Reason.NOT_ENCODABLE
+        result = codec.from_chunks(answer)
+    else:
+        result = codec.Result([] if answer is None else [answer], "")
+    limit = settings.MAX_RESULT_BYTES
+    # No value takes less than a byte: do not encode what cannot fit.
+    if result.rows and len(result.rows) * len(result.rows[0]) > limit:
+        return Reason.TOO_LARGE
+    try:
+        payload = codec.encode(result)
+    except NotEncodable:
+        return Reason.NOT_ENCODABLE
+    if len(payload) > limit:
+        return Reason.TOO_LARGE
+    store, breaker = route.store, route.breaker
+    if store is None or not breaker.allows():
+        return Reason.CACHE_UNREACHABLE
+    try:
+        store.fill(route.namespace, plan.key, vector, payload, plan.timeout)
+    except CacheError:
+        breaker.failed()
+        return Reason.CACHE_UNREACHABLE
+    return None
+
+
+def _report(compiler: Any, outcome: str, reason: Reason | None, plan: Plan | None = None) -> None:
+    names: Sequence[str] = plan.tables if plan is not None else ()
+    alias = compiler.using or compiler.connection.alias
+    counters.count_read(alias, tuple(names), f"skip: {reason}" if outcome == "skip" else outcome)
+    if query_read.receivers:
+        query_read.send_robust(
+            sender=compiler.query.model,
+            using=alias,
+            outcome=outcome,
+            reason=reason,
+            tables=tuple(names),
+            sql=plan.sql if plan is not None else None,
+        )

@@ -1,0 +1,123 @@
+"""Why a read was not answered from the cache, in words that a user can act on."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(str, enum.Enum):
+    """A reason not to cache a read; ``explanation`` says what it means and what to do."""
+
+    explanation: str
+
+    def __new__(cls, code: str, explanation: str) -> Reason:
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.explanation = explanation
+        return member
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    SWITCHED_OFF = "switched off", 'ORMCACHE["ENABLED"] is False.'
+    DISABLED = "disabled", "The read is inside ormcache.disabled()."
+    DATABASE_OFF = (
+        "database switched off",
+        'ORMCACHE["DATABASES"] switches this database alias off.',
+    )
+    MODEL_OFF = (
+        "model switched off",
+        'ORMCACHE["MODELS"] switches off a model whose table the query reads.',
+    )
+    NO_CACHE = (
+        "no usable cache",
+        "The cache alias stores nothing, or cannot give the CONSISTENCY that was asked for; "
+        "`manage.py check` says which.",
+    )
+    CACHE_UNREACHABLE = (
+        "cache unreachable",
+        "The cache did not answer; the database is asked until it does.",
+    )
+    WRITE_STATEMENT = "not a plain read", "The statement writes, or returns no rows."
+    SELECT_FOR_UPDATE = (
+        "locks rows",
+        "select_for_update() asks for locks, which only the database can give.",
+    )
+    EXPLAIN = "explain()", "The query asks for its plan."
+    ITERATOR = "iterator()", "iterator() streams rows that are not kept in memory."
+    RAW = "raw()", "raw() and cursor.execute() go to the database."
+    NO_ROWS_POSSIBLE = "empty query", "Django answers the query itself, without any SQL."
+    NO_TABLE = "reads no table", "Nothing would tell when the answer changes."
+    UNKNOWN_TABLE = (
+        "reads an unknown table",
+        "The SQL names a table or view that belongs to no model. Declare it in "
+        'ORMCACHE["DEPENDS_ON"].',
+    )
+    UNREADABLE_SQL = (
+        "SQL not understood",
+        "The tables of the query cannot be told from its SQL.",
+    )
+    RAW_FRAGMENT = (
+        "extra() or RawSQL",
+        'The query holds hand-written SQL, and ORMCACHE["CACHE_EXTRA"] is False.',
+    )
+    RANDOM = (
+        "random order",
+        "The answer differs each time. ORMCACHE[\"CACHE_RANDOM\"] caches order_by('?') anyway.",
+    )
+    NON_DETERMINISTIC = (
+        "depends on more than its tables",
+        "The SQL calls a function whose value changes by itself, such as NOW().",
+    )
+    UNKNOWN_FUNCTION = (
+        "calls an unknown function",
+        "ormcache does not know what the function reads. Declare it in "
+        'ORMCACHE["DEPENDS_ON"], with the tables that it reads.',
+    )
+    PARAMETER = (
+        "parameter without a stable identity",
+        "A parameter of the query is of a type that ormcache cannot compare across processes.",
+    )
+    WRITTEN_HERE = (
+        "table written in this transaction",
+        "This transaction has changed a table of the query and is not committed yet.",
+    )
+    SNAPSHOT = (
+        "snapshot transaction",
+        "The transaction reads from a snapshot (REPEATABLE READ and above, or SQLite).",
+    )
+    LOCKED = (
+        "transaction holds locks",
+        "The transaction has taken explicit locks; it reads from the database until it ends.",
+    )
+    SESSION = (
+        "session was altered",
+        "A SET, USE or similar statement changed what this connection sees.",
+    )
+    READ_UNCOMMITTED = (
+        "reads uncommitted rows",
+        "READ UNCOMMITTED shows rows that may never be committed.",
+    )
+    BROKEN_TRANSACTION = "broken transaction", "Django refuses queries until the block ends."
+    FEEDS_WRITE = (
+        "feeds a write",
+        "The read decides what a write does (get_or_create, delete, save).",
+    )
+    MIGRATING = "migration in progress", "Between pre_migrate and post_migrate."
+    BUSY = (
+        "a write is being committed",
+        "A transaction that changes a table of the query is between its intent and its end.",
+    )
+    QUARANTINE = (
+        "quarantine",
+        "The cache, or the record of a table in it, is new: writes that began before might "
+        "still be on their way. It ends by itself, after one LEASE.",
+    )
+    TOO_LARGE = (
+        "result too large",
+        'The result is larger than ORMCACHE["MAX_RESULT_BYTES"].',
+    )
+    NOT_ENCODABLE = (
+        "result cannot be encoded",
+        "A value of the result is of a type that ormcache does not store.",
+    )

@@ -1,0 +1,1 @@
+"""Where a database alias keeps its cache."""

@@ -1,0 +1,123 @@
+"""From a connection to its namespace and its cache.
+
+A namespace stands for one physical database: its registers are shared by all aliases that lead
+there, so a write through any of them is seen by all, while the entries' keys hold the alias, too.
+The schema is part of the entries' keys and not of the namespace, because a table that several
+schemas share has to be invalidated in all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from typing import Any, Literal
+
+from django.core import mail
+
+from ormcache.conf import DatabaseSettings, Inherited, Settings
+from ormcache.stores import Breaker, Store, breaker_for, store_for
+
+_RUN_VARIABLE = "ORMCACHE_TEST_RUN"
+_PROCESS = os.urandom(8).hex()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Route:
+    """Where and how the reads and writes of one connection are cached."""
+
+    alias: str
+    namespace: str
+    cache_alias: str
+    store: Store | None
+    breaker: Breaker
+    enabled: bool
+    timeout: float | None
+    on_failure: Literal["raise", "open", "ignore"]
+    context: tuple[object, ...]
+    """What an answer depends on besides the SQL: part of every entry's key."""
+
+
+def route(connection: Any, settings: Settings) -> Route:
+    """The route of ``connection`` under ``settings``; keep it while :func:`basis` is the same.
+
+    Raises ``InvalidCacheBackendError`` for an unknown cache alias.
+    """
+    alias = connection.alias
+    database = settings.DATABASES.get(alias) or DatabaseSettings()
+    cache_alias = database.CACHE_ALIAS or settings.CACHE_ALIAS
+    timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
+    return Route(
+        alias=alias,
+        namespace=namespace(connection, settings.KEY_PREFIX),
+        cache_alias=cache_alias,
+        store=store_for(cache_alias, settings.CONSISTENCY),
+        breaker=breaker_for(cache_alias),
+        enabled=settings.ENABLED and database.ENABLED,
+        timeout=timeout,
+        # Switched off, ormcache still tells other processes of writes, but never in the way.
+        on_failure=settings.ON_CACHE_FAILURE if settings.ENABLED else "ignore",
+        context=(alias, connection.vendor, connection.timezone_name, *_session(connection)),
+    )
+
+
+def basis(connection: Any) -> tuple[object, ...]:
+    """What may change during the life of a connection: its database and its schema."""
+    return (connection.settings_dict["NAME"], getattr(connection, "schema_name", None))
+
+
+def _session(connection: Any) -> tuple[object, ...]:
+    """What the server is told of the session: it decides which rows and tables are seen."""
+    facts = connection.settings_dict
+    options = facts.get("OPTIONS") or {}
+    told = (str(options.get(name, "")) for name in ("options", "init_command", "assume_role"))
+    return (*basis(connection), str(facts.get("USER", "")), *told)
+
+
+def namespace(connection: Any, key_prefix: str) -> str:
+    """The name of the namespace: readable in front, a digest of the database's identity behind.
+
+    Only letters, digits and ``. _ -``, whatever the database is called.
+    """
+    digest = hashlib.blake2b(repr(identity(connection)).encode(), digest_size=8).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(connection.settings_dict["NAME"]))[-32:]
+    return "-".join(part for part in (key_prefix, name.strip("-"), digest) if part)
+
+
+def identity(connection: Any) -> tuple[object, ...]:
+    """What makes the physical database behind ``connection`` this one and no other.
+
+    All programs that share a cache must spell HOST, PORT and NAME alike: ormcache compares the
+    settings and asks no server.
+    """
+    facts = connection.settings_dict
+    name = facts["NAME"]
+    if connection.vendor == "sqlite":
+        if connection.is_in_memory_db():
+            # Another process, or another connection to ":memory:", has another database.
+            own = id(connection) if str(name) == ":memory:" else 0
+            return ("sqlite", str(name), _PROCESS, os.getpid(), own)
+        return ("sqlite", os.path.realpath(name), *_test_run())
+    return (
+        connection.vendor,
+        facts.get("HOST") or "",
+        str(facts.get("PORT") or ""),
+        str(name),
+        # A service file or a DSN may name the server instead.
+        str((facts.get("OPTIONS") or {}).get("service", "")),
+        *_test_run(),
+    )
+
+
+def _test_run() -> tuple[str, ...]:
+    """Sets one test run apart from the next, which makes databases of the same names.
+
+    Parallel clones are copied by the database itself, so nothing would flush what a former run
+    left behind. Child processes inherit the variable; ``django.core.mail.outbox`` exists
+    between setup_test_environment() and its teardown only.
+    """
+    run = os.environ.get(_RUN_VARIABLE)
+    if run is None and hasattr(mail, "outbox"):
+        run = os.environ[_RUN_VARIABLE] = os.urandom(8).hex()
+    return () if run is None else (run,)

@@ -1,0 +1,98 @@
+"""From a cache alias to the store that keeps entries and registers in it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from django.core.cache import caches
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.signals import setting_changed
+
+from ormcache.stores.base import EVERYTHING, Lookup, Store, is_store_access
+from ormcache.stores.breaker import Breaker
+from ormcache.stores.locmem import LocMemStore
+from ormcache.stores.redis import RedisStore, connection_pool
+from ormcache.stores.standard import StandardStore
+
+__all__ = [
+    "EVERYTHING",
+    "Breaker",
+    "Lookup",
+    "Store",
+    "breaker_for",
+    "generation",
+    "is_store_access",
+    "store_for",
+    "strict_store",
+]
+
+_lock = threading.Lock()
+_stores: dict[tuple[str, str], Store | None] = {}
+_breakers: dict[str, Breaker] = {}
+_generation = 0
+
+
+def generation() -> int:
+    """Changes when ``CACHES`` does; whoever keeps a store asks again then."""
+    return _generation
+
+
+def strict_store(cache_alias: str) -> Store | None:
+    """A new store with strict consistency, or None if the cache cannot give that."""
+    cache: Any = caches[cache_alias]
+    if isinstance(cache, LocMemCache):
+        return LocMemStore(cache)
+    pool = connection_pool(cache)
+    return None if pool is None else RedisStore(pool)
+
+
+def _make(cache_alias: str, consistency: str) -> Store | None:
+    if isinstance(caches[cache_alias], DummyCache):
+        return None
+    if consistency == "standard":
+        return StandardStore(cache_alias)
+    store = strict_store(cache_alias)
+    if store is None and consistency == "auto":
+        return StandardStore(cache_alias)
+    return store
+
+
+def store_for(cache_alias: str, consistency: str) -> Store | None:
+    """The store of a cache, the same for all who ask.
+
+    Args:
+        cache_alias: a key of ``CACHES``; raises ``InvalidCacheBackendError`` if it is not.
+        consistency: ``ORMCACHE["CONSISTENCY"]``.
+
+    Returns:
+        None where nothing can be cached: a dummy cache, or one too weak for ``"strict"``.
+    """
+    key = (cache_alias, consistency)
+    if key not in _stores:
+        with _lock:
+            if key not in _stores:
+                _stores[key] = _make(cache_alias, consistency)
+    return _stores[key]
+
+
+def breaker_for(cache_alias: str) -> Breaker:
+    """The circuit breaker of a cache, the same for all who ask."""
+    return _breakers.setdefault(cache_alias, Breaker())
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    global _generation
+    if setting == "CACHES":
+        _generation += 1
+        with _lock:
+            for store in _stores.values():
+                if store is not None:
+                    store.close()
+            _stores.clear()
+            _breakers.clear()
+
+
+# Receivers run in order of connection; Django's own closes the caches themselves.
+setting_changed.connect(_forget, dispatch_uid="ormcache.stores")

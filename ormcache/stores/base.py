@@ -1,0 +1,116 @@
+"""What a store does: registers of tables and entries of queries, in one of Django's caches.
+
+A *register* belongs to a table and is *clean*, with a nonce that names one uninterrupted
+interval without commits, or holds the *intents* of commits on their way. An *entry* holds an
+answer and the vector of nonces under which its query ran; it is valid while all registers are
+clean and show that vector. A nonce is never used twice.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import os
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ormcache.reasons import Reason
+
+EVERYTHING = "*"
+"""The name of the register that stands for all tables of a namespace."""
+
+
+class Lookup(NamedTuple):
+    """The answer to a read."""
+
+    entry: bytes | None
+    """The encoded result, if a valid one is stored."""
+    vector: str | None = None
+    """What to store an answer under; None if the registers are not clean."""
+    reason: Reason | None = None
+    """Why they are not clean: BUSY or QUARANTINE."""
+    remaining: float = 0.0
+    """Seconds until they are clean at the latest."""
+
+
+class Store(abc.ABC):
+    """Entries and registers in one cache. Safe to use from several threads.
+
+    All methods raise :class:`~ormcache.exceptions.CacheError` if the cache does not do what
+    it is asked to. ``namespace`` is the name of a namespace, ``tables`` folded table names
+    without repetition, ``intent`` a name of the caller's choice for one commit.
+    """
+
+    mode: str
+    """``"strict"``: no answer is ever older than the database's. ``"standard"``: it may be,
+    for moments, while two commits to one table overlap; see the page on guarantees."""
+
+    @abc.abstractmethod
+    def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
+        """Look an entry up; in one round trip where the cache can."""
+
+    @abc.abstractmethod
+    def fill(
+        self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
+    ) -> None:
+        """Store ``payload`` under the vector of an earlier :meth:`read`; may not be awaited."""
+
+    @abc.abstractmethod
+    def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
+        """Announce a commit, before it is sent. Once more with the same intent renews it."""
+
+    @abc.abstractmethod
+    def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
+        """The commit is over, one way or the other; may not be awaited."""
+
+    @abc.abstractmethod
+    def bump(self, namespace: str, tables: Sequence[str]) -> None:
+        """Make entries of ``tables`` invalid now."""
+
+    @abc.abstractmethod
+    def status(self, namespace: str) -> dict[str, object]:
+        """Facts for ``manage.py ormcache status``."""
+
+    def close(self) -> None:  # noqa: B027 - most stores hold nothing open
+        """Drop what is held open; the store may be used again."""
+
+
+class Nonces:
+    """Names that no process gives twice: 96 random bits of the process and a counter."""
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._prefix = os.urandom(12).hex()
+        self._counter = itertools.count()
+
+    def __call__(self) -> str:
+        return f"{self._prefix}.{next(self._counter):x}"
+
+
+new_nonce = Nonces()
+
+
+class _Inside(threading.local):
+    depth = 0
+
+
+_inside = _Inside()
+
+
+class store_access:
+    """Marks what runs inside as the store's own, for caches that live in a database."""
+
+    def __enter__(self) -> None:
+        _inside.depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        _inside.depth -= 1
+
+
+def is_store_access() -> bool:
+    """Whether this thread is inside a store: then its statements are not ours to watch."""
+    return _inside.depth > 0

@@ -1,0 +1,55 @@
+"""Keeps a dead cache from slowing every request: after a failure, wait before trying again."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+_SHORTEST = 0.5
+_LONGEST = 15.0
+
+
+class Breaker:
+    """Closed while calls succeed; after a failure open for a while, twice as long each time.
+
+    When the time is over, one caller is let through to try; the others wait for its outcome.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pause = _SHORTEST
+        self._until: float | None = None
+        self._failed_at = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        return self._until is None
+
+    def allows(self, *, urgent: bool = False) -> bool:
+        """Whether a call may be tried now.
+
+        ``urgent``: it matters more than a read; it waits for the shortest pause only.
+        """
+        if self._until is None:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            # Somebody else may have succeeded while we waited for the lock.
+            until: float | None = self._until
+            if until is None:
+                return True
+            if now < (self._failed_at + _SHORTEST if urgent else until):
+                return False
+            self._until = now + self._pause
+            return True
+
+    def succeeded(self) -> None:
+        if self._until is not None:
+            with self._lock:
+                self._until, self._pause = None, _SHORTEST
+
+    def failed(self) -> None:
+        with self._lock:
+            self._failed_at = time.monotonic()
+            self._until = self._failed_at + self._pause
+            self._pause = min(self._pause * 2, _LONGEST)

@@ -1,0 +1,119 @@
+"""Strict consistency in Django's local-memory cache, for one process.
+
+Entries live in the cache, registers in this process's memory, where nothing evicts them: there
+is no quarantine. Another process has another cache and hears of nothing; the system check
+ormcache.W001 says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.cache.backends.base import BaseCache
+
+from ormcache.conf import current
+from ormcache.exceptions import CacheError
+from ormcache.reasons import Reason
+from ormcache.stores.base import EVERYTHING, Lookup, Store
+
+# Never started again, so that entries which outlive a store are not taken for new ones.
+_nonces = itertools.count(1)
+
+
+class _Register:
+    __slots__ = ("intents", "nonce")
+
+    def __init__(self) -> None:
+        self.nonce = next(_nonces)
+        self.intents: dict[str, float] = {}
+
+
+class LocMemStore(Store):
+    """See the module."""
+
+    mode = "strict"
+
+    def __init__(self, cache: BaseCache) -> None:
+        self._cache = cache
+        self._registers: dict[tuple[str, str], _Register] = {}
+        self._lock = threading.Lock()
+        # A lock that another thread held during fork() would never be released in the child.
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._registers = {}
+
+    def _register(self, namespace: str, table: str, now: float) -> _Register:
+        """The register, brought up to the present. The lock is held."""
+        key = (namespace, table)
+        register = self._registers.get(key)
+        if register is None:
+            register = self._registers[key] = _Register()
+        elif register.intents:
+            live = {name: end for name, end in register.intents.items() if end > now}
+            if not live:
+                register.nonce = next(_nonces)
+            register.intents = live
+        return register
+
+    def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
+        now = time.monotonic()
+        parts = []
+        with self._lock:
+            for table in (EVERYTHING, *tables):
+                register = self._register(namespace, table, now)
+                if register.intents:
+                    remaining = max(register.intents.values()) - now
+                    return Lookup(None, None, Reason.BUSY, remaining)
+                parts.append(register.nonce)
+        vector = ".".join(map(str, parts))
+        found = self._call("get", f"ormcache:{namespace}:{entry}")
+        if type(found) is tuple and len(found) == 2 and found[0] == vector:
+            return Lookup(found[1], vector)
+        return Lookup(None, vector)
+
+    def fill(
+        self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
+    ) -> None:
+        self._call("set", f"ormcache:{namespace}:{entry}", (vector, payload), timeout)
+
+    def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
+        now = time.monotonic()
+        deadline = now + current().LEASE
+        with self._lock:
+            for table in tables:
+                register = self._register(namespace, table, now)
+                register.intents = {**register.intents, intent: deadline}
+                register.nonce = next(_nonces)
+
+    def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for table in tables:
+                register = self._register(namespace, table, now)
+                register.intents = {k: v for k, v in register.intents.items() if k != intent}
+                register.nonce = next(_nonces)
+
+    def bump(self, namespace: str, tables: Sequence[str]) -> None:
+        self.finish(namespace, "", tables)
+
+    def status(self, namespace: str) -> dict[str, object]:
+        now = time.monotonic()
+        with self._lock:
+            mine = [
+                (name, reg) for (space, name), reg in self._registers.items() if space == namespace
+            ]
+            armed = {name: max(reg.intents.values()) - now for name, reg in mine if reg.intents}
+        return {"registers": len(mine), "armed": armed}
+
+    def _call(self, method: str, *args: Any) -> Any:
+        try:
+            return getattr(self._cache, method)(*args)
+        except Exception as error:
+            raise CacheError(f"{type(error).__name__}: {error}") from error

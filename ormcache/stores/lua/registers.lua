@@ -1,0 +1,87 @@
+-- Registers: one hash per table, and one ("*") for the whole namespace.
+--
+--   n   nonce of the current interval without commits; absent in a register that is new here
+--   x   counter for programs that know nothing but HINCRBY: part of the nonce
+--   d   intents, "id=deadline,id=deadline" in ms of this server's clock; absent when clean
+--   b   ("*" only) when this namespace was born, ms
+--   l   ("*" only) the longest lease that was ever asked for, ms
+--   t:… ("*" only) the registers that have ever been made here
+--
+-- "*" knows which registers exist, so one that is missing and known has been lost (evicted or
+-- deleted), and intents may have been lost with it: quarantine. One that is missing and unknown
+-- was never there, and is clean unless the namespace itself is younger than a lease.
+--
+-- KEYS[NAMESPACE] is "*"; ARGV[1] the replication id that the caller believes in, ARGV[2] a
+-- fresh nonce, ARGV[3] the caller's lease in ms.
+
+local info = redis.call('INFO', 'replication')
+if not string.find(info, 'role:master', 1, true)
+    or not string.find(info, 'master_replid:' .. ARGV[1], 1, true) then
+  return redis.error_reply('ORMCACHE another incarnation of this server')
+end
+
+local nonce = ARGV[2]
+local lease = tonumber(ARGV[3])
+local now = nil
+
+local function clock()
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return now
+end
+
+local function live(intents)
+  local kept = {}
+  for id, deadline in string.gmatch(intents, '([^=,]+)=(%d+)') do
+    if tonumber(deadline) > clock() then
+      kept[#kept + 1] = id .. '=' .. deadline
+    end
+  end
+  return kept
+end
+
+local function birth(namespace)
+  -- With "*" gone, so may be registers that held intents.
+  redis.call('HSET', namespace, 'n', nonce, 'b', clock(), 'l', lease,
+    'd', 'Q=' .. clock() + lease)
+end
+
+-- Brings a register up to the present: {nonce, counter, intents or false}.
+local function touch(key, namespace)
+  local register = redis.call('HMGET', key, 'n', 'x', 'd')
+  if not register[1] then
+    if key == namespace then
+      birth(namespace)
+    else
+      local new = redis.call('HSETNX', namespace, 't:' .. string.match(key, ':r:(.*)$'), 1) == 1
+      local facts = redis.call('HMGET', namespace, 'b', 'l')
+      local longest = math.max(tonumber(facts[2] or 0), lease)
+      local ends = clock() + longest
+      if new then
+        ends = tonumber(facts[1] or clock()) + longest
+      end
+      redis.call('HSET', key, 'n', nonce)
+      if ends > clock() then
+        redis.call('HSET', key, 'd', 'Q=' .. ends)
+      end
+    end
+    register = redis.call('HMGET', key, 'n', 'x', 'd')
+  elseif register[3] then
+    local kept = live(register[3])
+    if #kept == 0 then
+      redis.call('HDEL', key, 'd')
+      redis.call('HSET', key, 'n', nonce)
+      register = {nonce, register[2], false}
+    else
+      register[3] = table.concat(kept, ',')
+      redis.call('HSET', key, 'd', register[3])
+    end
+  end
+  return register
+end
+
+local function part(register)
+  return register[1] .. ':' .. (register[2] or '')
+end

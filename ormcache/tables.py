@@ -1,0 +1,191 @@
+"""The tables that an ORM query reads, found while Django compiles it.
+
+Two sources are united, since either alone has gaps. The recorder notes what each compiler puts
+into its FROM clause: joins made for ordering or select_related exist only while a query is
+being compiled. The words of the SQL text that are names of known tables add what hand-written
+fragments hold. The result depends on the text alone, so it is kept by text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from django.apps import apps
+from django.db.models.signals import class_prepared
+
+from ormcache import functions, sql
+from ormcache.conf import Settings
+from ormcache.reasons import Reason
+
+_MEMO_LIMIT = 4096
+_TEXT_LIMIT = 8192
+
+
+class Facts(NamedTuple):
+    """What is known of a SQL text. ``reason`` is None if it can be cached."""
+
+    tables: tuple[str, ...]
+    reason: Reason | None
+    detail: str = ""
+
+
+# --- the recorder --------------------------------------------------------------------------
+
+
+class _Recorder(threading.local):
+    """Collects the tables of the query that this thread compiles, if one is being recorded."""
+
+    tables: set[str] | None = None
+    handwritten = False
+
+
+_recorder = _Recorder()
+
+
+def record(query: Any) -> None:
+    """Note the tables of one (sub)query; called when its FROM clause has been built."""
+    tables = _recorder.tables
+    if tables is None:
+        return
+    refcount = query.alias_refcount
+    for alias, source in query.alias_map.items():
+        if refcount[alias]:
+            tables.add(source.table_name)
+    tables.update(query.extra_tables)
+    if query.extra or query.extra_tables:
+        _recorder.handwritten = True
+
+
+def compile_query(compiler: Any) -> tuple[str, tuple[Any, ...], set[str], bool]:
+    """``compiler.as_sql()``, the tables recorded on the way and whether ``extra()`` was met.
+
+    Raises what ``as_sql()`` raises: EmptyResultSet for a query that cannot have rows.
+    """
+    before = _recorder.tables, _recorder.handwritten
+    tables: set[str] = set()
+    _recorder.tables, _recorder.handwritten = tables, False
+    try:
+        text, params = compiler.as_sql()
+        return text, params, tables, _recorder.handwritten
+    finally:
+        _recorder.tables, _recorder.handwritten = before
+
+
+# --- known tables --------------------------------------------------------------------------
+
+
+class _Known:
+    """Names of all tables that are worth looking for in a text."""
+
+    def __init__(self) -> None:
+        self._names: frozenset[str] | None = None
+        self._composed: tuple[tuple[frozenset[str], str], ...] = ()
+        self._seen: set[str] = {"django_migrations"}
+        self.generation = 0
+
+    def forget(self, **kwargs: object) -> None:
+        """A model was made: read the registry again."""
+        self._names = None
+        self.generation += 1
+
+    def names(self) -> frozenset[str]:
+        names = self._names
+        if names is None:
+            if not apps.models_ready:
+                return frozenset(self._seen)
+            models = apps.get_models(include_auto_created=True, include_swapped=True)
+            names = frozenset(sql.table_name(model._meta.db_table) for model in models)
+            names |= self._seen
+            # A name with a space or a dash is several words of a text.
+            self._composed = tuple(
+                (sql.words(name), name) for name in names if sql.words(name) != {name}
+            )
+            self._names = names
+        return names
+
+    def add(self, names: Iterable[str]) -> None:
+        """Remember tables that a query read though no model has them."""
+        new = set(names) - self.names()
+        if new:
+            self._seen |= new
+            self.forget()
+
+    def among(self, words: frozenset[str]) -> set[str]:
+        """The known tables among the words of a text."""
+        found = set(words & self.names())
+        found.update(name for parts, name in self._composed if parts <= words)
+        return found
+
+
+known = _Known()
+class_prepared.connect(known.forget, dispatch_uid="ormcache.tables")
+
+
+# --- facts about a text --------------------------------------------------------------------
+
+
+class _Memo:
+    """Facts by SQL text; emptied when the settings or the models change."""
+
+    def __init__(self) -> None:
+        self._facts: dict[tuple[str, str], Facts] = {}
+        self._basis: tuple[object, ...] = ()
+
+    def of(self, settings: Settings) -> dict[tuple[str, str], Facts]:
+        basis = (settings, known.generation)
+        if self._basis != basis or len(self._facts) > _MEMO_LIMIT:
+            self._facts, self._basis = {}, basis
+        return self._facts
+
+
+_memo = _Memo()
+
+
+def facts(
+    text: str, recorded: Iterable[str], handwritten: bool, vendor: str, settings: Settings
+) -> Facts:
+    """The tables of a compiled query and whether its answer depends on them alone.
+
+    Args:
+        text: the SQL text, as compiled for ``vendor``.
+        recorded: ``db_table`` names from :func:`compile_query`.
+        handwritten: whether the query has an ``extra()``.
+    """
+    memo = _memo.of(settings)
+    key = (vendor, sql.normalise(text))
+    found = memo.get(key)
+    if found is None:
+        found = _examine(text, recorded, handwritten, vendor, settings)
+        if len(key[1]) <= _TEXT_LIMIT:
+            # A table seen for the first time has emptied the memo on the way.
+            _memo.of(settings)[key] = found
+    return found
+
+
+def _examine(
+    text: str, recorded: Iterable[str], handwritten: bool, vendor: str, settings: Settings
+) -> Facts:
+    seen = {sql.table_name(name) for name in recorded}
+    read = sql.analyse_read(text, backslash_escapes=vendor == "mysql")
+    declared = {sql.fold(name): names for name, names in settings.DEPENDS_ON.items()}
+    tables = seen | known.among(read.words)
+    unknown = read.references - tables - declared.keys()
+    tables |= read.references & declared.keys()
+    for name in sorted(tables | read.functions):
+        tables.update(map(sql.fold, declared.get(name, ())))
+    known.add(tables)
+    ordered = tuple(sorted(tables))
+    if read.unclear:
+        return Facts(ordered, Reason.UNREADABLE_SQL)
+    if unknown:
+        return Facts(ordered, Reason.UNKNOWN_TABLE, ", ".join(sorted(unknown)))
+    if not ordered:
+        return Facts(ordered, Reason.NO_TABLE)
+    if (handwritten or read.references - seen) and not settings.CACHE_EXTRA:
+        return Facts(ordered, Reason.RAW_FRAGMENT)
+    reason, detail = functions.judge(read.functions, read.literals, vendor, declared)
+    if reason is Reason.RANDOM and settings.CACHE_RANDOM:
+        reason, detail = None, ""
+    return Facts(ordered, reason, detail)

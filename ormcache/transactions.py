@@ -1,0 +1,420 @@
+"""What a connection has written and not committed, and the bracket around its commit.
+
+State lives on the connection object, as Django's own does: it is as private to a thread as the
+connection is, and a BEGIN that fails leaves nothing behind. Tables are added before the
+statement runs and leave only when the transaction ends: a savepoint that is rolled back removes
+nothing, which at worst invalidates a table in vain.
+
+The bracket: announce the commit to the cache (*arm*), let the database commit, report the end
+(*finish*). Readers that meet the announcement ask the database and store nothing. Only *arm* is
+vital, so a crash at any point after it costs one lease of caching and no truth.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from django import db
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from ormcache import counters
+from ormcache.conf import Settings, current
+from ormcache.exceptions import CacheError, CacheUnreachable
+from ormcache.leases import keeper
+from ormcache.reasons import Reason
+from ormcache.routers.namespaces import Route, basis, route
+from ormcache.signals import tables_invalidated
+from ormcache.stores import EVERYTHING, generation
+from ormcache.stores.base import new_nonce
+
+_T = TypeVar("_T")
+_ATTRIBUTE = "_ormcache"
+
+
+class ConnectionState:
+    """What ormcache knows of one connection."""
+
+    __slots__ = (
+        "_basis",
+        "_route",
+        "dirty",
+        "manual",
+        "migrating",
+        "path_in_doubt",
+        "path_set_here",
+        "search_path",
+        "server_takes_snapshots",
+        "session",
+        "until_end",
+    )
+
+    def __init__(self) -> None:
+        self.dirty: set[str] = set()
+        """Tables written in the transaction that is open."""
+        self.manual = False
+        """Whether a BEGIN was sent as SQL, which Django's flags do not show."""
+        self.until_end: Reason | None = None
+        """Why this transaction reads from the database until it ends."""
+        self.migrating = False
+        self._route: Route | None = None
+        self._basis: tuple[object, ...] = ()
+        self.connected()
+
+    def connected(self) -> None:
+        """A new session: whatever the old one was told is forgotten, as is its transaction."""
+        self.ended()
+        self.session: Reason | None = None
+        """Why this session is not cached any more."""
+        self.search_path = ""
+        """The last SET search_path, as its text."""
+        self.path_in_doubt = False
+        self.path_set_here = False
+        self.server_takes_snapshots: bool | None = None
+        self.migrating = False
+
+    def ended(self) -> None:
+        """The transaction is over."""
+        self.dirty = set()
+        self.manual = False
+        self.until_end = None
+        self.path_set_here = False
+
+    def rolled_back(self) -> None:
+        """The transaction is undone, and with it any SET inside."""
+        self.path_in_doubt |= self.path_set_here
+        self.ended()
+
+    def route(self, connection: Any, settings: Settings) -> Route:
+        """Where this connection's answers are kept."""
+        now = (settings, generation(), *basis(connection))
+        if self._route is None or now != self._basis:
+            self._route, self._basis = route(connection, settings), now
+        return self._route
+
+
+def state_of(connection: Any) -> ConnectionState:
+    """The state that ormcache keeps on ``connection``."""
+    state = connection.__dict__.get(_ATTRIBUTE)
+    if state is None:
+        state = connection.__dict__.setdefault(_ATTRIBUTE, ConnectionState())
+    return state  # type: ignore[no-any-return]
+
+
+def in_transaction(connection: Any, state: ConnectionState) -> bool:
+    """Whether statements on ``connection`` take effect only with a later commit.
+
+    Opens no connection, as ``get_autocommit()`` would.
+    """
+    if connection.in_atomic_block or state.manual:
+        return True
+    if connection.connection is None:
+        return not connection.settings_dict["AUTOCOMMIT"]
+    return not connection.autocommit
+
+
+# --- reading in a transaction --------------------------------------------------------------
+
+
+def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
+    """Why the state of the connection forbids answering from the cache, or None."""
+    if connection.needs_rollback:
+        return Reason.BROKEN_TRANSACTION
+    if state.migrating:
+        return Reason.MIGRATING
+    if state.session is not None:
+        return state.session
+    if state.path_in_doubt:
+        return Reason.SESSION
+    if connection.vendor == "mysql" and _mysql_isolation(connection) == "read uncommitted":
+        return Reason.READ_UNCOMMITTED
+    if not in_transaction(connection, state):
+        return None
+    return state.until_end or _isolation(connection, state)
+
+
+def _mysql_isolation(connection: Any) -> str | None:
+    if connection.connection is not None:
+        level: str | None = connection.isolation_level
+        return level
+    level = (connection.settings_dict.get("OPTIONS") or {}).get(
+        "isolation_level", "read committed"
+    )
+    return level.lower() if level else level
+
+
+def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
+    """SNAPSHOT unless each statement of a transaction sees the latest commits."""
+    vendor = connection.vendor
+    if vendor == "postgresql":
+        level = getattr(connection, "isolation_level", None)
+        if level is not None and level.name not in ("READ_COMMITTED", "READ_UNCOMMITTED"):
+            return Reason.SNAPSHOT
+        return _postgresql_default(connection, state)
+    if vendor == "mysql":
+        return None if _mysql_isolation(connection) == "read committed" else Reason.SNAPSHOT
+    if vendor == "oracle":
+        return None
+    # SQLite, and any database of which we do not know better.
+    return Reason.SNAPSHOT
+
+
+def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | None:
+    """Asked once per session: server, role and database may all set a stricter default."""
+    if state.server_takes_snapshots is None and connection.connection is not None:
+        # The driver's own cursor: the user's query log and counters are not for our questions.
+        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+            cursor.execute("SHOW default_transaction_isolation")
+            (level,) = cursor.fetchone()
+        state.server_takes_snapshots = level not in ("read committed", "read uncommitted")
+    return Reason.SNAPSHOT if state.server_takes_snapshots else None
+
+
+# --- tables that the cache was not told of -------------------------------------------------
+
+_owed: dict[tuple[str, str], set[str]] = {}
+_owed_lock = threading.Lock()
+
+
+def owed(route: Route) -> frozenset[str]:
+    """Tables that this process wrote while the cache was out of reach (policy "open")."""
+    if not _owed:
+        return frozenset()
+    return frozenset(_owed.get((route.cache_alias, route.namespace), ()))
+
+
+def _owe(route: Route, tables: Iterable[str]) -> None:
+    with _owed_lock:
+        _owed.setdefault((route.cache_alias, route.namespace), set()).update(tables)
+
+
+def pay(route: Route) -> bool:
+    """Invalidate what is owed, now that the cache may be back. Returns whether nothing is."""
+    tables = owed(route)
+    if not tables:
+        return True
+    if route.store is None or not route.breaker.allows():
+        return False
+    try:
+        route.store.bump(route.namespace, sorted(tables))
+    except CacheError:
+        route.breaker.failed()
+        return False
+    route.breaker.succeeded()
+    with _owed_lock:
+        left = _owed.get((route.cache_alias, route.namespace), set()) - tables
+        if left:
+            _owed[route.cache_alias, route.namespace] = left
+        else:
+            _owed.pop((route.cache_alias, route.namespace), None)
+    return True
+
+
+# --- the bracket ---------------------------------------------------------------------------
+
+
+class Bracket:
+    """One commit on its way: made by :func:`announce`, ended by :meth:`end`."""
+
+    __slots__ = ("_alias", "_armed_at", "_intent", "_lease", "_route", "_tables")
+
+    def __init__(self, alias: str, route: Route, tables: list[str], lease: float) -> None:
+        self._alias = alias
+        self._route = route
+        self._tables = tables
+        self._lease = lease
+        self._intent: str | None = None
+        self._armed_at = 0.0
+
+    def arm(self) -> None:
+        """Raises CacheUnreachable if the cache does not answer and the policy is "raise"."""
+        store = self._route.store
+        if store is None:
+            return
+        breaker = self._route.breaker
+        intent = new_nonce()
+        try:
+            if not breaker.allows(urgent=True):
+                raise CacheError("it did not answer a moment ago")
+            while True:
+                begun = time.monotonic()
+                store.arm(self._route.namespace, intent, self._tables)
+                # Paused meanwhile, the process may have outlived its own intent.
+                if time.monotonic() - begun < self._lease / 3:
+                    break
+        except CacheError as error:
+            breaker.failed()
+            self._not_armed(error)
+            return
+        breaker.succeeded()
+        self._intent, self._armed_at = intent, begun
+        keeper.hold(intent, store, self._route.namespace, self._tables)
+
+    def _not_armed(self, error: CacheError) -> None:
+        policy = self._route.on_failure
+        if policy == "raise":
+            raise CacheUnreachable(
+                f"The write to {', '.join(self._tables)} was refused because the cache "
+                f"{self._route.cache_alias!r} could not be told of it: {error}. "
+                'ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
+            ) from error
+        if policy == "open":
+            _owe(self._route, self._tables)
+            counters.count_event(self._alias, self._tables, "unannounced")
+
+    def end(self, *, known: bool = True) -> None:
+        """The statement is over. ``known``: nothing of it can take effect any more."""
+        intent, store = self._intent, self._route.store
+        if intent is None or store is None:
+            return
+        keeper.release(intent)
+        if known:
+            try:
+                store.finish(self._route.namespace, intent, self._tables)
+            except CacheError:
+                # The lease ends it.
+                self._route.breaker.failed()
+        counters.count_event(self._alias, self._tables, "invalidated")
+        if tables_invalidated.receivers:
+            tables_invalidated.send_robust(
+                sender=None, using=self._alias, tables=tuple(self._tables)
+            )
+
+
+def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket:
+    """Tell the cache that ``tables`` are about to change for others.
+
+    Raises CacheUnreachable (a ``django.db.OperationalError``) if that fails and
+    ``ON_CACHE_FAILURE`` is ``"raise"``.
+    """
+    settings = current()
+    names = sorted(tables)
+    if EVERYTHING in names:
+        names = [EVERYTHING]
+    bracket = Bracket(connection.alias, state.route(connection, settings), names, settings.LEASE)
+    bracket.arm()
+    return bracket
+
+
+def bracketed(
+    connection: Any,
+    state: ConnectionState,
+    tables: Iterable[str],
+    operation: Callable[[], _T],
+) -> _T:
+    """Run ``operation``, which lets others see changes of ``tables``, inside a bracket."""
+    bracket = announce(connection, state, tables)
+    try:
+        result = operation()
+    except BaseException as error:
+        bracket.end(known=outcome_is_known(connection, error))
+        raise
+    bracket.end()
+    return result
+
+
+def outcome_is_known(connection: Any, error: BaseException) -> bool:
+    """Whether a failed statement surely has no effect that is still to come.
+
+    A lost connection says nothing about the COMMIT that was sent on it.
+    """
+    if not isinstance(error, db.Error):
+        return False
+    if connection.vendor == "sqlite":
+        # The library runs in this process: what failed is over, unless the disk is in doubt.
+        return "disk I/O error" not in str(error)
+    if isinstance(error, (db.IntegrityError, db.DataError, db.NotSupportedError)):
+        return True
+    if isinstance(error, db.InterfaceError):
+        return False
+    if connection.vendor == "mysql":
+        # Lock wait timeout and deadlock; client errors start at 2000.
+        code: object = next(iter(error.args), None)
+        if isinstance(error, db.ProgrammingError):
+            return not isinstance(code, int) or code < 2000
+        return code in (1205, 1213)
+    if isinstance(error, db.ProgrammingError):
+        return True
+    cause = error.__cause__
+    state: Any = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    # Connection, operator intervention, system and internal errors; completion unknown.
+    return bool(state) and state[:2] not in ("08", "57", "58", "XX") and state != "40003"
+
+
+# --- the connection's own methods ----------------------------------------------------------
+
+
+def commit(original: Callable[[], None], connection: Any) -> None:
+    """``BaseDatabaseWrapper.commit``: the bracket ends before Django runs on_commit hooks."""
+    _publish(original, connection)
+
+
+def _publish(operation: Callable[[], _T], connection: Any) -> _T:
+    """Run ``operation``, which commits what the connection has written."""
+    state = state_of(connection)
+    if not state.dirty or connection.in_atomic_block:
+        # In an atomic block Django refuses to commit.
+        result = operation()
+        if not connection.in_atomic_block:
+            state.ended()
+        return result
+    try:
+        bracket = announce(connection, state, state.dirty)
+    except db.DatabaseError:
+        # atomic() rolls back for these; by hand it is the caller's choice.
+        raise
+    except BaseException:
+        # For any other error atomic() goes on to set_autocommit(True), and MySQL and SQLite
+        # would commit there what was never announced.
+        connection.rollback()
+        raise
+    try:
+        result = operation()
+    except BaseException as error:
+        bracket.end(known=outcome_is_known(connection, error))
+        raise
+    state.ended()
+    bracket.end()
+    return result
+
+
+def rollback(original: Callable[[], None], connection: Any) -> None:
+    """``BaseDatabaseWrapper.rollback``: nothing was announced, so nothing is to be told."""
+    original()
+    state_of(connection).rolled_back()
+
+
+def close(original: Callable[[], None], connection: Any) -> None:
+    """``BaseDatabaseWrapper.close``: the server rolls back; connect() forgets the rest."""
+    original()
+    if connection.connection is None:
+        state_of(connection).ended()
+
+
+def connect(original: Callable[[], None], connection: Any) -> None:
+    """``BaseDatabaseWrapper.connect``: a new session."""
+    state_of(connection).connected()
+    original()
+
+
+def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bool) -> None:
+    """``BaseDatabaseWrapper.set_autocommit``: True commits what is open on MySQL and SQLite."""
+    if autocommit and state_of(connection).dirty and connection.connection is not None:
+        _publish(original, connection)
+    else:
+        original()
+
+
+def touch(using: str | None, tables: Iterable[str]) -> None:
+    """Invalidate ``tables`` of the alias ``using`` now and, in a transaction, at its commit.
+
+    Raises CacheUnreachable as :func:`announce` does.
+    """
+    connection = connections[using or DEFAULT_DB_ALIAS]
+    state = state_of(connection)
+    names = set(tables)
+    if in_transaction(connection, state):
+        state.dirty |= names
+    bracketed(connection, state, names, lambda: None)
