@@ -10,6 +10,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core import checks
 from django.core.cache import caches
+from django.core.cache.backends.db import BaseDatabaseCache
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.db import connections
@@ -120,6 +121,13 @@ def _cache(alias: str, settings: conf.Settings) -> Iterator[checks.CheckMessage]
             "write of another process (a second worker, a shell, a cron job) is not seen.",
             "Use Redis, Valkey or Memcached wherever more than one process uses the database; "
             "silence ormcache.W001 where there is one.",
+        )
+    elif isinstance(cache, BaseDatabaseCache):
+        yield _warning(
+            "W005",
+            f"The cache {alias!r} lives in a database: ormcache caches nothing of that database "
+            "in it, and a hit costs a query of the other.",
+            'Choose another cache with ORMCACHE["CACHE_ALIAS"].',
         )
     elif settings.CONSISTENCY == "strict" and strict_store(alias) is None:
         yield _error(

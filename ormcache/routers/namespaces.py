@@ -15,6 +15,7 @@ import re
 from typing import Any, Literal
 
 from django.core import mail
+from django.db import connections
 
 from ormcache.conf import DatabaseSettings, Inherited, Settings
 from ormcache.stores import Breaker, Store, breaker_for, store_for
@@ -52,7 +53,7 @@ def route(connection: Any, settings: Settings) -> Route:
         alias=alias,
         namespace=namespace(connection, settings.KEY_PREFIX),
         cache_alias=cache_alias,
-        store=store_for(cache_alias, settings.CONSISTENCY),
+        store=_store(connection, cache_alias, settings.CONSISTENCY),
         breaker=breaker_for(cache_alias),
         enabled=settings.ENABLED and database.ENABLED,
         timeout=timeout,
@@ -60,6 +61,19 @@ def route(connection: Any, settings: Settings) -> Route:
         on_failure=settings.ON_CACHE_FAILURE if settings.ENABLED else "ignore",
         context=(alias, connection.vendor, connection.timezone_name, *_session(connection)),
     )
+
+
+def _store(connection: Any, cache_alias: str, consistency: str) -> Store | None:
+    """The store, unless it lives in the very database that it would be the cache of.
+
+    Its statements would run on the user's connection, in the middle of the user's own: SQLite
+    rolls back an INSERT … RETURNING whose rows are not fetched when another statement commits.
+    """
+    store = store_for(cache_alias, consistency)
+    home = store.database() if store is not None else None
+    if home is not None and identity(connections[home]) == identity(connection):
+        return None
+    return store
 
 
 def basis(connection: Any) -> tuple[object, ...]:

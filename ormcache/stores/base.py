@@ -46,6 +46,10 @@ class Store(abc.ABC):
     """``"strict"``: no answer is ever older than the database's. ``"standard"``: it may be,
     for moments, while two commits to one table overlap; see the page on guarantees."""
 
+    def database(self) -> str | None:
+        """The database alias in which the cache itself lives, if it lives in one."""
+        return None
+
     @abc.abstractmethod
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
         """Look an entry up; in one round trip where the cache can."""

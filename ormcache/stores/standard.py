@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.core.cache import caches
+from django.core.cache.backends.db import BaseDatabaseCache
+from django.db import router
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
@@ -27,6 +29,13 @@ class StandardStore(Store):
 
     def __init__(self, cache_alias: str) -> None:
         self._alias = cache_alias
+
+    def database(self) -> str | None:
+        cache = caches[self._alias]
+        if isinstance(cache, BaseDatabaseCache):
+            alias: str = router.db_for_write(cache.cache_model_class)
+            return alias
+        return None
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
         entry_key = f"ormcache:{namespace}:e:{entry}"

@@ -1,0 +1,63 @@
+"""Marks that choose a test's database and cache.
+
+    @on_databases()                             # once on each of the three
+    def test_it(using): ...
+
+    @on_databases("postgresql", transaction=True)
+    @on_caches("redis", "django_redis")
+    def test_it(using, cache): ...              # an alias of each
+
+    @needs("redis")
+    def test_it(): ...
+
+Where the server is missing, the test is skipped, and the last lines of the run name it.
+"""
+
+from typing import Any
+
+import pytest
+
+DATABASES = ("default", "postgresql", "mariadb")
+CACHES = ("locmem", "redis", "django_redis", "django_valkey", "memcached", "filebased", "database")
+
+_server_of = {
+    "postgresql": "postgresql",
+    "mariadb": "mariadb",
+    "redis": "redis",
+    "django_redis": "redis",
+    "django_valkey": "redis",
+    "memcached": "memcached",
+}
+
+
+def needs(*servers: str) -> pytest.MarkDecorator:
+    """Skip the test where a shared server is missing: postgresql, mariadb, redis, memcached."""
+    return pytest.mark.needs(*servers)
+
+
+def on_databases(*aliases: str, **django_db: Any) -> pytest.MarkDecorator:
+    """Run the test on each database, with its alias in the argument `using`.
+
+    It may touch that database and the default one. It must not be marked `django_db`: what that
+    takes (`transaction=True`) is given here. With several databases of one test, use `django_db`.
+    """
+    return pytest.mark.parametrize(
+        "using", [_on_database(a, django_db) for a in aliases or DATABASES]
+    )
+
+
+def on_caches(*aliases: str) -> pytest.MarkDecorator:
+    """Run the test with each cache, with its alias in the argument `cache`."""
+    return pytest.mark.parametrize(
+        "cache", [pytest.param(alias, marks=_needs_of(alias)) for alias in aliases or CACHES]
+    )
+
+
+def _on_database(alias: str, django_db: dict[str, Any]) -> Any:
+    databases = list(dict.fromkeys(["default", alias]))
+    mark = pytest.mark.django_db(databases=databases, **django_db)
+    return pytest.param(alias, marks=[mark, *_needs_of(alias)])
+
+
+def _needs_of(alias: str) -> list[pytest.MarkDecorator]:
+    return [needs(_server_of[alias])] if alias in _server_of else []

@@ -1,0 +1,145 @@
+"""Pytest plugin: starts the shared servers before Django's settings are read.
+
+A test that needs a server which is not there is skipped, and the very last lines of the run say
+what that left untested and what to install. Under CI=true nothing may be missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+
+IS_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+# The Python side of a database, and what it takes to have it.
+DRIVERS = {
+    "postgresql": ("psycopg", "pip install 'psycopg[binary]'"),
+    "mariadb": (
+        "MySQLdb",
+        "apt-get install libmariadb-dev pkg-config gcc python3-dev; pip install mysqlclient",
+    ),
+}
+
+_started: list[servers.Server] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests() -> Generator[None]:
+    # A wrapper, because pytest-django reads the settings in this very hook.
+    if IS_CI and (missing := _what_is_missing()):
+        raise pytest.UsageError("With CI=true every server must be there.\n" + "\n".join(missing))
+    # A pytest-xdist worker uses the servers of the process that started it.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        to_start = [
+            kind
+            for kind in servers.SHARED
+            if kind.variable() not in os.environ and servers.is_installed(kind)
+        ]
+        _started.extend(servers.start_shared(to_start))
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*servers): skip where a shared server is missing")
+    config.pluginmanager.register(Untested(), "ormcache-untested")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {kind.key(): _reason(kind) for kind in servers.SHARED}
+    for item in items:
+        for server in dict.fromkeys(_needs_of(item)):
+            if reasons[server]:
+                item.add_marker(pytest.mark.skip(reason=reasons[server]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    return (yield from _missing_program_is_a_skip())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    return (yield from _missing_program_is_a_skip())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    while _started:
+        _started.pop().close()
+
+
+class Untested:
+    """Counts what was skipped for want of a server and names it when all else is said."""
+
+    def __init__(self) -> None:
+        self.files_by_reason: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            if reason.startswith(REASON):
+                self.files_by_reason[reason][Path(report.location[0]).name] += 1
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None:
+            return
+        for reason, files in self.files_by_reason.items():
+            names = ", ".join(f"{name} ({count})" for name, count in sorted(files.items()))
+            terminal.write_line(f"NOT TESTED: {names}: {reason}", yellow=True, bold=True)
+
+
+REASON = "needs "
+
+
+def _reason(kind: type[servers.Server]) -> str:
+    """Why tests cannot use the shared server of this kind, or nothing."""
+    driver, remedy = DRIVERS.get(kind.key(), ("", ""))
+    if kind.variable() not in os.environ:
+        return f"{REASON}{kind.name}: apt-get install {kind.package}"
+    if driver and importlib.util.find_spec(driver) is None:
+        return f"{REASON}{kind.name}'s driver {driver}: {remedy}"
+    return ""
+
+
+def _what_is_missing() -> list[str]:
+    programs = [
+        f"{program} is missing: apt-get install {package}"
+        for kind in servers.SHARED
+        if kind.variable() not in os.environ
+        for program, package in servers.missing_programs([kind]).items()
+    ]
+    drivers = [
+        f"the Python module {driver} is missing: {remedy}"
+        for driver, remedy in DRIVERS.values()
+        if importlib.util.find_spec(driver) is None
+    ]
+    return programs + drivers
+
+
+def _needs_of(item: pytest.Item) -> Iterator[str]:
+    """The servers that a test names: by `needs`, or by the databases it may use."""
+    for mark in item.iter_markers("needs"):
+        yield from mark.args
+    databases = list(getattr(getattr(item, "cls", None), "databases", None) or ())
+    if django_db := item.get_closest_marker("django_db"):
+        databases += django_db.kwargs.get("databases") or ()
+    yield from (alias for alias in databases if alias in DRIVERS)
+
+
+def _missing_program_is_a_skip() -> Generator[None]:
+    """A test that starts a server of its own can do without announcing it."""
+    try:
+        return (yield)
+    except servers.MissingProgram as missing:
+        if IS_CI:
+            raise
+        server = missing.server
+        pytest.skip(f"{REASON}{server.name}: apt-get install {server.package}")

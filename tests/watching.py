@@ -1,0 +1,103 @@
+"""Sees what ormcache does while a test runs."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from django.db import connections
+
+from ormcache import signals
+from ormcache.conf import current
+from ormcache.reasons import Reason
+from ormcache.transactions import state_of
+
+
+class Read(NamedTuple):
+    outcome: str
+    reason: Reason | None
+    tables: tuple[str, ...]
+    sql: str | None
+    using: str
+
+
+class Watch:
+    """Collects reads and invalidations, and says what a test expects of them."""
+
+    def __init__(self, using: str = "default") -> None:
+        self.using = using
+        self.reads: list[Read] = []
+        self.invalidated: list[tuple[str, ...]] = []
+
+    def _read(self, outcome: str, reason: Any, tables: Any, sql: Any, using: str, **kw: Any) -> None:
+        self.reads.append(Read(outcome, reason, tables, sql, using))
+
+    def _invalidated(self, tables: tuple[str, ...], **kwargs: Any) -> None:
+        self.invalidated.append(tables)
+
+    def __enter__(self) -> "Watch":
+        signals.query_read.connect(self._read)
+        signals.tables_invalidated.connect(self._invalidated)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signals.query_read.disconnect(self._read)
+        signals.tables_invalidated.disconnect(self._invalidated)
+
+    def clear(self) -> None:
+        self.reads.clear()
+        self.invalidated.clear()
+
+    @property
+    def outcomes(self) -> list[str]:
+        """What each read since the last `clear` came to: hit, miss, or the reason of a skip."""
+        return [str(read.reason) if read.outcome == "skip" else read.outcome for read in self.reads]
+
+    @contextlib.contextmanager
+    def expect(self, *outcomes: str) -> Iterator[None]:
+        """Inside, exactly these reads happen."""
+        before = len(self.reads)
+        yield
+        got = self.outcomes[before:]
+        assert got == list(map(str, outcomes)), f"{got} instead of {list(outcomes)}"
+
+    def call(self, question: Callable[[], Any]) -> tuple[Any, list[str]]:
+        """The answer and what its reads came to."""
+        before = len(self.reads)
+        answer = question()
+        return answer, self.outcomes[before:]
+
+    def hit(self, question: Callable[[], Any]) -> Any:
+        """Ask, and fail unless every read was a hit."""
+        answer, got = self.call(question)
+        assert got, "nothing was read"
+        assert set(got) == {"hit"}, got
+        return answer
+
+    def miss(self, question: Callable[[], Any]) -> Any:
+        """Ask, and fail unless every read was a miss that was stored."""
+        before = len(self.reads)
+        answer, got = self.call(question)
+        assert got, "nothing was read"
+        assert set(got) == {"miss"}, got
+        assert [read.reason for read in self.reads[before:]] == [None] * len(got)
+        return answer
+
+    def warm(self, question: Callable[[], Any]) -> Any:
+        """Ask twice: the first time a miss, the second a hit with the same answer."""
+        first = self.miss(question)
+        second = self.hit(question)
+        assert first == second
+        assert type(first) is type(second)
+        return second
+
+
+def wait_for_quarantine(using: str, seconds: float = 10) -> None:
+    """Return when the cache trusts the namespace of a database."""
+    route = state_of(connections[using]).route(connections[using], current())
+    if route.store is None:
+        return
+    deadline = time.monotonic() + seconds
+    while route.store.read(route.namespace, "none", ["none"]).vector is None:
+        assert time.monotonic() < deadline, "the quarantine does not end"
+        time.sleep(0.02)
