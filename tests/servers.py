@@ -221,6 +221,10 @@ class PostgreSQLServer(Server):
 
     user: ClassVar[str] = "postgres"
 
+    @classmethod
+    def variable(cls) -> str:
+        return "ORMCACHE_TEST_POSTGRES_PORT"
+
     def preparation(self) -> Sequence[str]:
         return [
             find_program("initdb", self),
