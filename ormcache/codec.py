@@ -1,11 +1,12 @@
 """Rows to bytes and back, for a closed set of types.
 
-Decoding builds values of the types below and of no other, so that whoever can write to the
-cache can at worst cause a miss, never run code (as with pickle). Results are kept by column:
-a column of datetimes becomes a column of strings and is rebuilt by one ``map`` in C, which
-makes decoding about as fast as unpickling.
+Decoding builds values of the types below and of no other: whoever can write to the cache can
+plant wrong answers, but never run code (as with pickle). What does not come back exactly, in
+value and in type, is refused when it is encoded.
 
-Values that are decoded are always new objects: two callers never share a list or a dict.
+Results are kept by column: a column of datetimes becomes a column of strings and is rebuilt by
+one ``map`` in C, which makes decoding about as fast as unpickling. Values that are decoded are
+always new objects: two callers never share a list or a dict.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import uuid
 import zoneinfo
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from pickle import PicklingError
 from typing import Any, NamedTuple
 
 import msgpack
@@ -26,8 +28,10 @@ from ormcache.exceptions import Corrupt, NotEncodable
 FORMAT = 1
 """Part of every key: entries of another format are never met."""
 
-_NATIVE = frozenset({int, float, bool, str, bytes})
 _NONE = type(None)
+# msgpack packs some other types, too, but would return bytes for a memoryview or a bytearray.
+_NATIVE = frozenset({int, float, bool, str, bytes, _NONE})
+_UTC = datetime.timezone.utc
 
 
 class Result(NamedTuple):
@@ -38,24 +42,209 @@ class Result(NamedTuple):
     """"list" or "tuple": what the driver's ``fetchmany`` returns; "" for a single row."""
 
 
+# --- msgpack -------------------------------------------------------------------------------
+
+_BIG_INTEGER = 1
+
+
+def _dump_big_integer(value: Any) -> msgpack.ExtType:
+    """Called by msgpack for integers of more than 64 bits."""
+    if type(value) is not int:
+        raise _refusal(value)
+    size = value.bit_length() // 8 + 1
+    return msgpack.ExtType(_BIG_INTEGER, value.to_bytes(size, "big", signed=True))
+
+
+def _load_big_integer(code: int, data: bytes) -> int:
+    if code != _BIG_INTEGER:
+        raise Corrupt(f"unknown extension {code}")
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(
+        value, default=_dump_big_integer, strict_types=True, unicode_errors="surrogatepass"
+    )
+    return packed
+
+
+def _unpack(data: bytes) -> Any:
+    # Keys of dicts are strings, whose hashes nobody can foresee. Timestamps, which encode()
+    # does not write, become plain numbers.
+    return msgpack.unpackb(
+        data,
+        ext_hook=_load_big_integer,
+        strict_map_key=True,
+        timestamp=1,
+        unicode_errors="surrogatepass",
+    )
+
+
+# --- one value -----------------------------------------------------------------------------
+#
+# A value that msgpack does not know becomes a list: a code, and what it takes to build it.
+
+_LIST, _TUPLE, _DICT, _DATETIME, _DATE, _TIME = range(6)
+_TIMEDELTA, _DECIMAL, _UUID, _MEMORYVIEW, _RANGE = range(6, 11)
+
+
+def _refusal(value: Any) -> NotEncodable:
+    kind = type(value)
+    return NotEncodable(f"a value of type {kind.__module__}.{kind.__qualname__}")
+
+
+def _range_type() -> type[Any] | None:
+    """psycopg's Range, if psycopg is in use; it is not imported for our sake."""
+    module = sys.modules.get("psycopg.types.range")
+    return getattr(module, "Range", None)
+
+
+def _dump_value(value: Any) -> Any:
+    kind = type(value)
+    if kind in _NATIVE:
+        return value
+    dump = _DUMPERS.get(kind)
+    if dump is not None:
+        return dump(value)
+    if kind is _range_type():
+        bounds = None if value.isempty else value.bounds
+        return [_RANGE, _dump_value(value.lower), _dump_value(value.upper), bounds]
+    raise _refusal(value)
+
+
+def _dump_dict(value: dict[Any, Any]) -> list[Any]:
+    if any(type(key) is not str for key in value):
+        raise NotEncodable("a dict with keys that are not strings")
+    return [_DICT, {key: _dump_value(inner) for key, inner in value.items()}]
+
+
+def _zone_key(zone: zoneinfo.ZoneInfo) -> str:
+    try:
+        # Refused for zones from files, which may have any rules under any name.
+        _, (key, _) = zone.__reduce__()  # type: ignore[misc]
+    except PicklingError as error:
+        raise NotEncodable("a time zone that was read from a file") from error
+    return str(key)
+
+
+def _dump_zone(zone: Any) -> Any:
+    if zone is None:
+        return None
+    if type(zone) is zoneinfo.ZoneInfo:
+        return _zone_key(zone)
+    if type(zone) is datetime.timezone:
+        # The offset and, if it was given one, the name.
+        return [_dump_value(part) for part in zone.__getinitargs__()]  # type: ignore[attr-defined]
+    raise _refusal(zone)
+
+
+def _load_zone(dumped: Any) -> datetime.tzinfo | None:
+    if dumped is None:
+        return None
+    if type(dumped) is str:
+        return zoneinfo.ZoneInfo(dumped)
+    return datetime.timezone(*map(_load_value, dumped))
+
+
+def _dump_moment(code: int) -> Callable[[Any], list[Any]]:
+    def dump(value: Any) -> list[Any]:
+        bare = value.replace(tzinfo=None, fold=0)
+        return [code, bare.isoformat(), value.fold, _dump_zone(value.tzinfo)]
+
+    return dump
+
+
+def _dump_memoryview(value: memoryview) -> list[Any]:
+    if value.format != "B" or value.ndim != 1:
+        raise NotEncodable("a memoryview of more than bytes")
+    return [_MEMORYVIEW, bytes(value)]
+
+
+_DUMPERS: dict[type, Callable[[Any], list[Any]]] = {
+    list: lambda value: [_LIST, *map(_dump_value, value)],
+    tuple: lambda value: [_TUPLE, *map(_dump_value, value)],
+    dict: _dump_dict,
+    datetime.datetime: _dump_moment(_DATETIME),
+    datetime.date: lambda value: [_DATE, value.isoformat()],
+    datetime.time: _dump_moment(_TIME),
+    datetime.timedelta: lambda value: [
+        _TIMEDELTA,
+        value.days,
+        value.seconds,
+        value.microseconds,
+    ],
+    Decimal: lambda value: [_DECIMAL, str(value)],
+    uuid.UUID: lambda value: [_UUID, value.bytes],
+    memoryview: _dump_memoryview,
+}
+
+
+def _load_value(value: Any) -> Any:
+    if type(value) is not list:
+        return value
+    code, *parts = value
+    return _LOADERS[code](*parts)
+
+
+def _load_list(*parts: Any) -> list[Any]:
+    return [_load_value(part) for part in parts]
+
+
+def _load_datetime(text: str, fold: int, zone: Any) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text).replace(tzinfo=_load_zone(zone), fold=fold)
+
+
+def _load_time(text: str, fold: int, zone: Any) -> datetime.time:
+    return datetime.time.fromisoformat(text).replace(tzinfo=_load_zone(zone), fold=fold)
+
+
+def _load_decimal(text: str) -> Decimal:
+    if type(text) is not str:
+        # Building one of a huge integer takes quadratic time.
+        raise Corrupt("a Decimal that is not text")
+    return Decimal(text)
+
+
+def _load_range(lower: Any, upper: Any, bounds: str | None) -> Any:
+    make = _range_type()
+    if make is None:
+        # Rows of a database without the driver hold no ranges.
+        raise Corrupt("a range without psycopg")
+    if bounds is None:
+        return make(empty=True)
+    return make(_load_value(lower), _load_value(upper), bounds)
+
+
+_LOADERS: dict[int, Callable[..., Any]] = {
+    _LIST: _load_list,
+    _TUPLE: lambda *parts: tuple(_load_list(*parts)),
+    _DICT: lambda value: {key: _load_value(inner) for key, inner in value.items()},
+    _DATETIME: _load_datetime,
+    _DATE: datetime.date.fromisoformat,
+    _TIME: _load_time,
+    _TIMEDELTA: datetime.timedelta,
+    _DECIMAL: _load_decimal,
+    _UUID: lambda value: uuid.UUID(bytes=value),
+    _MEMORYVIEW: memoryview,
+    _RANGE: _load_range,
+}
+
+
 # --- one column ----------------------------------------------------------------------------
 
 
 def _dump_datetimes(column: Sequence[Any]) -> tuple[str, list[Any]] | None:
-    zones = {None if value is None else value.tzinfo for value in column}
-    if any(value is not None and value.fold for value in column):
+    """Datetimes that text alone can tell, or that share one zone; None for all others."""
+    moments = [value for value in column if value is not None]
+    if any(value.fold for value in moments):
         return None
-    zones.discard(None)
-    if not zones or zones == {datetime.timezone.utc}:
-        if zones and any(value is not None and value.tzinfo is None for value in column):
-            return None
+    # By identity: timezones of one offset are equal though their names may differ.
+    zones = list({id(value.tzinfo): value.tzinfo for value in moments}.values())
+    if all(zone is None or zone is _UTC for zone in zones):
         return "t", [None if value is None else value.isoformat() for value in column]
-    zone = zones.pop()
-    if zones or type(zone) is not zoneinfo.ZoneInfo or zone.key is None:
+    if len(zones) > 1 or type(zones[0]) is not zoneinfo.ZoneInfo:
         return None
-    if any(value is not None and value.tzinfo is None for value in column):
-        return None
-    return "t" + zone.key, [
+    return "t" + _zone_key(zones[0]), [
         None if value is None else value.replace(tzinfo=None).isoformat() for value in column
     ]
 
@@ -70,136 +259,45 @@ def _load_datetimes(tag: str, column: list[Any]) -> list[Any]:
     return [None if value is None else load(value).replace(tzinfo=zone) for value in column]
 
 
-_Dump = Callable[[Any], Any]
-_COLUMNS: dict[type, tuple[str, _Dump]] = {
+_COLUMNS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     datetime.date: ("d", datetime.date.isoformat),
     Decimal: ("n", str),
     uuid.UUID: ("u", lambda value: value.bytes),
 }
-_LOADERS: dict[str, Callable[[Any], Any]] = {
+_COLUMN_LOADERS: dict[str, Callable[[Any], Any]] = {
     "d": datetime.date.fromisoformat,
-    "n": Decimal,
+    "n": _load_decimal,
     "u": lambda value: uuid.UUID(bytes=value),
 }
 
 
-def _dump_column(column: Sequence[Any]) -> tuple[str, Sequence[Any]]:
-    """A tag and the column in types that msgpack knows; without a tag, value by value."""
+def _dump_column(column: Sequence[Any]) -> tuple[str, list[Any]]:
+    """A tag and the column in types that msgpack knows: "" as it is, "v" value by value."""
     types = set(map(type, column))
+    if types <= _NATIVE:
+        return "", list(column)
     types.discard(_NONE)
-    if len(types) == 1 and not types <= _NATIVE:
+    if len(types) == 1:
         kind = types.pop()
         if kind is datetime.datetime:
-            return _dump_datetimes(column) or ("", column)
-        if kind in _COLUMNS:
+            dumped = _dump_datetimes(column)
+            if dumped is not None:
+                return dumped
+        elif kind in _COLUMNS:
             tag, dump = _COLUMNS[kind]
             return tag, [None if value is None else dump(value) for value in column]
-    return "", column
+    return "v", list(map(_dump_value, column))
 
 
 def _load_column(tag: str, column: list[Any]) -> list[Any]:
-    if tag.startswith("t"):
+    if not tag:
+        return column
+    if tag == "v":
+        return list(map(_load_value, column))
+    if tag[0] == "t":
         return _load_datetimes(tag, column)
-    load = _LOADERS[tag]
+    load = _COLUMN_LOADERS[tag]
     return [None if value is None else load(value) for value in column]
-
-
-# --- one value -----------------------------------------------------------------------------
-
-
-def _range_type() -> type[Any] | None:
-    """psycopg's Range, if psycopg is in use; it is not imported for our sake."""
-    module = sys.modules.get("psycopg.types.range")
-    return getattr(module, "Range", None)
-
-
-def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(
-        value, default=_dump_value, strict_types=True, unicode_errors="surrogatepass"
-    )
-    return packed
-
-
-def _dump_value(value: Any) -> msgpack.ExtType:
-    """Called by msgpack for each value that it does not know."""
-    kind = type(value)
-    if kind is tuple:
-        return msgpack.ExtType(1, _pack(list(value)))
-    if kind is datetime.datetime:
-        zone = value.tzinfo
-        if type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
-            naive = value.replace(tzinfo=None, fold=0)
-            return msgpack.ExtType(2, _pack([naive.isoformat(), value.fold, zone.key]))
-        if zone is None or type(zone) is datetime.timezone:
-            if (
-                zone is not None
-                and zone != datetime.timezone.utc
-                and zone.tzname(None)[:3] != "UTC"
-            ):
-                raise NotEncodable("a timezone with a name of its own")
-            return msgpack.ExtType(2, _pack([value.replace(fold=0).isoformat(), value.fold, ""]))
-    elif kind is datetime.date:
-        return msgpack.ExtType(3, value.isoformat().encode())
-    elif kind is datetime.time and (
-        value.tzinfo is None or type(value.tzinfo) is datetime.timezone
-    ):
-        return msgpack.ExtType(4, _pack([value.replace(fold=0).isoformat(), value.fold]))
-    elif kind is datetime.timedelta:
-        return msgpack.ExtType(5, _pack([value.days, value.seconds, value.microseconds]))
-    elif kind is Decimal:
-        return msgpack.ExtType(6, str(value).encode())
-    elif kind is uuid.UUID:
-        return msgpack.ExtType(7, value.bytes)
-    elif kind is int:
-        return msgpack.ExtType(8, str(value).encode())
-    elif kind is memoryview:
-        return msgpack.ExtType(9, bytes(value))
-    elif kind is _range_type():
-        bounds = value.bounds if not value.isempty else None
-        return msgpack.ExtType(10, _pack([value.lower, value.upper, bounds]))
-    raise NotEncodable(f"a value of type {kind.__module__}.{kind.__qualname__}")
-
-
-def _unpack(data: bytes) -> Any:
-    return msgpack.unpackb(
-        data,
-        ext_hook=_load_value,
-        strict_map_key=False,
-        unicode_errors="surrogatepass",
-    )
-
-
-def _load_value(code: int, data: bytes) -> Any:
-    if code == 1:
-        return tuple(_unpack(data))
-    if code == 2:
-        text, fold, zone = _unpack(data)
-        value = datetime.datetime.fromisoformat(text)
-        if zone:
-            value = value.replace(tzinfo=zoneinfo.ZoneInfo(zone))
-        return value.replace(fold=fold)
-    if code == 3:
-        return datetime.date.fromisoformat(data.decode())
-    if code == 4:
-        text, fold = _unpack(data)
-        return datetime.time.fromisoformat(text).replace(fold=fold)
-    if code == 5:
-        return datetime.timedelta(*_unpack(data))
-    if code == 6:
-        return Decimal(data.decode())
-    if code == 7:
-        return uuid.UUID(bytes=data)
-    if code == 8:
-        return int(data)
-    if code == 9:
-        return memoryview(data)
-    if code == 10:
-        lower, upper, bounds = _unpack(data)
-        # The class is a driver's: rows of a database without it hold no ranges.
-        from psycopg.types.range import Range
-
-        return Range(empty=True) if bounds is None else Range(lower, upper, bounds)
-    raise Corrupt(f"unknown type {code}")
 
 
 # --- a result ------------------------------------------------------------------------------
@@ -215,26 +313,23 @@ def encode(result: Result) -> bytes:
         if rows and not columns:
             raise NotEncodable("rows without columns")
         return _pack(
-            [
-                result.chunk_type,
-                [tag for tag, _ in columns],
-                [list(column) for _, column in columns],
-            ]
+            [result.chunk_type, [tag for tag, _ in columns], [column for _, column in columns]]
         )
-    except (ValueError, OverflowError, RecursionError, UnicodeError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
+        # Nested too deeply, or larger than msgpack can write.
         raise NotEncodable(str(error)) from error
 
 
 def decode(data: bytes) -> Result:
-    """Raises :class:`~ormcache.exceptions.Corrupt` for what :func:`encode` did not make."""
+    """Raises :class:`~ormcache.exceptions.Corrupt` for what :func:`encode` cannot have made."""
     try:
         chunk_type, tags, columns = _unpack(data)
-        if chunk_type not in ("list", "tuple", ""):
-            raise Corrupt("unknown kind of result")
-        for index, tag in enumerate(tags):
-            if tag:
-                columns[index] = _load_column(tag, columns[index])
-        return Result(list(zip(*columns, strict=True)), chunk_type)
+        if chunk_type not in ("list", "tuple", "") or set(map(type, columns)) - {list}:
+            raise Corrupt("no result")
+        return Result(
+            list(zip(*map(_load_column, tags, columns), strict=True)),
+            chunk_type,
+        )
     except Exception as error:
         # Whatever the bytes made msgpack or a constructor raise, the entry is worthless.
         raise Corrupt(f"{type(error).__name__}: {error}") from error

@@ -84,9 +84,10 @@ def explain(queryset: models.QuerySet[Any] | models.Manager[Any]) -> Explanation
             reason = Reason.NO_CACHE
         else:
             reason = transactions.why_not_read(connection, state)
-    plan = reads.Plan("", ())
+    plan = reads.Plan()
     try:
         plan = reads.make_plan(compiler, MULTI, state, route, settings)
+        plan = reads.complete(compiler, plan, settings)
     except EmptyResultSet:
         reason = reason or Reason.NO_ROWS_POSSIBLE
     reason = reason or plan.reason
@@ -105,7 +106,7 @@ def explain(queryset: models.QuerySet[Any] | models.Manager[Any]) -> Explanation
         remaining=remaining,
         tables=plan.tables,
         key=plan.key,
-        sql=plan.sql,
+        sql=plan.sql or "",
         namespace=route.namespace,
         cache_alias=route.cache_alias,
         mode=route.store.mode if route.store is not None else "off",

@@ -19,6 +19,7 @@ from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
+from ormcache.shapes import Template, shape_of, templates
 from ormcache.signals import query_read
 from ormcache.stores import EVERYTHING, Lookup
 from ormcache.transactions import ConnectionState, state_of
@@ -97,15 +98,17 @@ def feeding(original: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
 
 
 class Plan(NamedTuple):
-    """A compiled query, ready to be looked up; or not to be, for a reason."""
+    """A query that is ready to be looked up; or not to be, for a reason."""
 
-    sql: str
-    params: tuple[Any, ...]
+    sql: str | None = None
+    """The text, or None for a query of a known shape, which is not compiled yet."""
+    params: tuple[Any, ...] = ()
     tables: tuple[str, ...] = ()
     key: str = ""
     timeout: float | None = None
     reason: Reason | None = None
     detail: str = ""
+    template: Template | None = None
 
 
 def why_not_compile(compiler: Any, result_type: str | None, chunked: bool) -> Reason | None:
@@ -129,37 +132,72 @@ def why_not_compile(compiler: Any, result_type: str | None, chunked: bool) -> Re
 def make_plan(
     compiler: Any, result_type: str, state: ConnectionState, route: Route, settings: Settings
 ) -> Plan:
-    """Compile the query and find its tables and key.
+    """Find the tables and the key of a query; compile it unless its shape is known.
 
     Raises EmptyResultSet for a query that cannot have rows.
     """
-    connection = compiler.connection
+    shape = shape_of(compiler)
+    context = (codec.FORMAT, route.context, state.search_path, result_type)
+    if shape is None:
+        return _restrain(_compile(compiler, context, settings), state, route, settings)
+    known = templates(settings)
+    place = (context, shape.key)
+    template = known.get(place)
+    if template is None:
+        plan = _compile(compiler, context, settings)
+        if place in known or plan.sql is None:
+            return _restrain(plan, state, route, settings)
+        if plan.reason is None:
+            template = Template(shape, compiler, plan.sql, plan.tables, context)
+            plan = plan._replace(key=template.key(shape.values))
+        # Compiling may have met new tables and emptied the memo.
+        templates(settings)[place] = template
+        return _restrain(plan, state, route, settings)
+    plan = Plan(None, (), template.tables, template.key(shape.values), template=template)
+    return _restrain(plan, state, route, settings)
+
+
+def _compile(compiler: Any, context: tuple[object, ...] | None, settings: Settings) -> Plan:
+    """Compile the query; its tables, and its key or the reason why its text has none.
+
+    Without a context no key is made.
+    """
     text, params, recorded, handwritten = tables.compile_query(compiler)
     if not text:
         raise EmptyResultSet
-    facts = tables.facts(text, recorded, handwritten, connection.vendor, settings)
-    names, reason, detail = facts
+    vendor = compiler.connection.vendor
+    names, reason, detail = tables.facts(text, recorded, handwritten, vendor, settings)
     if reason is not None:
         return Plan(text, params, names, reason=reason, detail=detail)
+    if context is None:
+        return Plan(text, params, names)
+    try:
+        key = keys.entry_key((*context, names), text, params)
+    except NotEncodable as error:
+        return Plan(text, params, names, reason=Reason.PARAMETER, detail=str(error))
+    return Plan(text, params, names, key)
+
+
+def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settings) -> Plan:
+    """Add what settings, the transaction and the cache's health say about the tables."""
+    if plan.reason is not None:
+        return plan
+    names = plan.tables
     policy = policies.of(names, settings)
     if not policy.enabled:
-        return Plan(text, params, names, reason=Reason.MODEL_OFF)
+        return plan._replace(reason=Reason.MODEL_OFF)
     dirty = state.dirty
     if dirty and (EVERYTHING in dirty or not dirty.isdisjoint(names)):
-        return Plan(text, params, names, reason=Reason.WRITTEN_HERE)
+        return plan._replace(reason=Reason.WRITTEN_HERE)
     unpaid = transactions.owed(route)
     if (
         unpaid
         and not transactions.pay(route)
         and (EVERYTHING in unpaid or not unpaid.isdisjoint(names))
     ):
-        return Plan(text, params, names, reason=Reason.CACHE_UNREACHABLE)
-    context = (codec.FORMAT, route.context, state.search_path, names, result_type)
-    try:
-        key = keys.entry_key(context, text, params)
-    except NotEncodable as error:
-        return Plan(text, params, names, reason=Reason.PARAMETER, detail=str(error))
-    return Plan(text, params, names, key, policy.timeout(route.timeout))
+        return plan._replace(reason=Reason.CACHE_UNREACHABLE)
+    timeout = policy.timeout(route.timeout)
+    return plan if timeout is None else plan._replace(timeout=timeout)
 
 
 # --- answering -----------------------------------------------------------------------------
@@ -230,33 +268,53 @@ def execute_sql(
         return original(compiler, result_type, chunked_fetch, chunk_size)
     try:
         plan = make_plan(compiler, result_type, state, route, settings)
+        check_access(connection)
+        if plan.reason is not None:
+            _report(compiler, "skip", plan.reason, plan)
+            return _run(original, compiler, plan, result_type, chunk_size)
+        lookup = look_up(route, plan)
+        if lookup.entry is not None:
+            try:
+                result = codec.decode(lookup.entry)
+            except Corrupt:
+                counters.count_read(route.alias, plan.tables, "corrupt")
+            else:
+                if plan.template is not None:
+                    plan.template.restore(compiler)
+                _report(compiler, "hit", None, plan)
+                if result_type == MULTI:
+                    return codec.chunks(result, chunk_size)
+                return result.rows[0] if result.rows else None
+        plan = complete(compiler, plan, settings)
     except EmptyResultSet:
         return iter([]) if result_type == MULTI else None
-    check_access(connection)
-    if plan.reason is not None:
-        _report(compiler, "skip", plan.reason, plan)
-        return _run(original, compiler, plan, result_type, chunk_size)
-    lookup = look_up(route, plan)
-    if lookup.entry is not None:
-        try:
-            result = codec.decode(lookup.entry)
-        except Corrupt:
-            counters.count_read(route.alias, plan.tables, "corrupt")
-        else:
-            _report(compiler, "hit", None, plan)
-            if result_type == MULTI:
-                return codec.chunks(result, chunk_size)
-            return result.rows[0] if result.rows else None
     if lookup.vector is None:
         _report(compiler, "skip", lookup.reason, plan)
         return _run(original, compiler, plan, result_type, chunk_size)
     answer = _run(original, compiler, plan, result_type, chunk_size)
-    # The statement may have been the first on a new connection, or a trigger's messenger.
-    reason = transactions.why_not_read(connection, state) or _store(
-        route, plan, lookup.vector, result_type, answer, settings
+    # The statement may have been the first on a new connection: now its isolation is known.
+    reason = (
+        plan.reason
+        or transactions.why_not_read(connection, state)
+        or _store(route, plan, lookup.vector, result_type, answer, settings)
     )
     _report(compiler, "miss", reason, plan)
     return answer
+
+
+def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
+    """Compile a query that was looked up by its shape and is not in the cache.
+
+    Raises EmptyResultSet, which depends on values: nothing was ever stored for these.
+    """
+    if plan.sql is not None or plan.template is None:
+        return plan
+    compiled = _compile(compiler, None, settings)
+    reason = compiled.reason
+    if compiled.tables != plan.template.tables and reason is None:
+        # The registers that were read are not those of this text: do not store.
+        reason = Reason.UNREADABLE_SQL
+    return plan._replace(sql=compiled.sql, params=compiled.params, reason=reason)
 
 
 def look_up(route: Route, plan: Plan) -> Lookup:
@@ -275,6 +333,8 @@ def look_up(route: Route, plan: Plan) -> Lookup:
 
 def _run(original: _Original, compiler: Any, plan: Plan, result_type: str, chunk_size: int) -> Any:
     """Run the query on the database without compiling it again."""
+    if plan.sql is None:
+        return original(compiler, result_type, False, chunk_size)
     compiled = (plan.sql, plan.params)
     # On the instance: subclasses and other patches of as_sql() stay what they are.
     compiler.as_sql = lambda *args, **kwargs: compiled
@@ -327,5 +387,17 @@ def _report(compiler: Any, outcome: str, reason: Reason | None, plan: Plan | Non
             outcome=outcome,
             reason=reason,
             tables=tuple(names),
-            sql=plan.sql if plan is not None else None,
+            sql=_text(compiler, plan),
         )
+
+
+def _text(compiler: Any, plan: Plan | None) -> str | None:
+    """The SQL of a query for those who watch; a hit of a known shape was never compiled."""
+    if plan is None or plan.sql is not None or plan.template is None:
+        return plan.sql if plan is not None else None
+    # A compiler of its own: the one that is read from must stay as the template left it.
+    watched = compiler.query.chain().get_compiler(
+        compiler.using, compiler.connection, compiler.elide_empty
+    )
+    text: str = watched.as_sql()[0]
+    return text

@@ -6,10 +6,11 @@ SQL, the schema editor, ``flush``, ``loaddata``. What a text does is worked out 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ormcache import relations, sql, tables, transactions
+from ormcache import functions, relations, sql, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.reasons import Reason
 from ormcache.sql import Kind
@@ -79,21 +80,15 @@ def _as_text(text: Any, cursor: Any) -> str:
 def _examine(text: str, vendor: str, settings: Settings) -> Effect:
     kind, names, path = Kind.READ, set[str](), ""
     for statement in sql.classify(text, backslash_escapes=vendor == "mysql"):
-        found = set(statement.targets)
-        called = _declared_functions(statement, text, settings)
-        if statement.kind & Kind.UNNAMED_WRITE and called:
-            # The procedure is declared: it writes what it says.
-            kind |= statement.kind & ~Kind.UNNAMED_WRITE | Kind.WRITE
-            found = called
-        elif called:
-            kind |= statement.kind | Kind.WRITE
-            found |= called | tables.known.among(statement.mentions)
-        else:
-            kind |= statement.kind
-            if statement.kind & Kind.WRITE and statement.mentions:
-                found |= tables.known.among(statement.mentions)
+        does, found = _resolve(statement, text, vendor, settings)
         if found:
-            names |= relations.written_with(found, settings.WRITES, deletes=statement.deletes)
+            names |= relations.written_with(
+                found, _passed_on(statement, settings), deletes=statement.deletes
+            )
+        if does & (Kind.COMMIT | Kind.ROLLBACK):
+            # What the text began is over when it has run.
+            kind &= ~Kind.BEGIN
+        kind |= does
         path = statement.detail or path
     if kind & Kind.UNNAMED_WRITE:
         names = {EVERYTHING}
@@ -102,18 +97,72 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
     return Effect(kind, frozenset(names), path)
 
 
+def _resolve(
+    statement: sql.Statement, text: str, vendor: str, settings: Settings
+) -> tuple[Kind, set[str]]:
+    """What a statement does and to which tables, given what the settings say of functions."""
+    kind, found = statement.kind, set(statement.targets)
+    called = _declared_functions(statement, text, settings)
+    if kind == Kind.UNNAMED_WRITE:
+        if called and _calls_nothing_else(called, text, vendor):
+            return Kind.WRITE, called
+        return kind, found
+    if kind & Kind.WRITE:
+        found |= tables.known.among(statement.mentions)
+        found |= statement.mentions & _named_in_settings(settings)
+    if called:
+        kind |= Kind.WRITE
+        found |= called
+    return kind, found
+
+
 def _declared_functions(statement: sql.Statement, text: str, settings: Settings) -> set[str]:
     """Functions that the statement calls and of which ``WRITES`` says what they write."""
-    if not settings.WRITES or not statement.mentions:
+    if not settings.WRITES:
         return set()
-    declared = {sql.fold(name) for name in settings.WRITES} & statement.mentions
+    # Of a statement with one target nothing else is mentioned, but it may call functions.
+    mentions = statement.mentions or sql.words(text)
+    declared = {sql.fold(name) for name in settings.WRITES} & mentions
     if not declared:
         return set()
-    return declared & (sql.analyse_read(text).functions | statement.mentions - _table_names())
+    return declared & (sql.analyse_read(text).functions | mentions - tables.known.names())
 
 
-def _table_names() -> frozenset[str]:
-    return tables.known.names()
+_CALLED = re.compile(
+    rf"\s*(?:CALL|EXEC(?:UTE)?)\s+(?:{sql.NAME}\s*\.\s*)*({sql.NAME})", re.IGNORECASE
+)
+
+
+def _calls_nothing_else(declared: set[str], text: str, vendor: str) -> bool:
+    """Whether a CALL or DO runs only what is declared, and built-in functions of values.
+
+    The body of PostgreSQL's DO is a string: nothing in it counts as called, nor is known.
+    """
+    called = set(sql.analyse_read(text, backslash_escapes=vendor == "mysql").functions)
+    # MySQL can do without the parentheses.
+    match = _CALLED.match(text)
+    if match is not None:
+        called.add(sql.fold(match[1]))
+    unknown = {name for name in called - declared if not functions.is_known(name, vendor)}
+    return bool(called) and not unknown
+
+
+def _named_in_settings(settings: Settings) -> set[str]:
+    """Tables that may belong to no model, but on which declared views and functions depend."""
+    named = [*settings.DEPENDS_ON.values(), *settings.WRITES.values()]
+    return {sql.fold(name) for names in named for name in names}
+
+
+def _passed_on(statement: sql.Statement, settings: Settings) -> Mapping[str, Iterable[str]]:
+    """What a write to one table writes to others: triggers, and views that can be written."""
+    if not settings.DEPENDS_ON or statement.kind & Kind.IMPLICIT_COMMIT:
+        # To create or refresh a view changes none of its tables.
+        return settings.WRITES
+    names = {*settings.DEPENDS_ON, *settings.WRITES}
+    return {
+        name: [*settings.DEPENDS_ON.get(name, ()), *settings.WRITES.get(name, ())]
+        for name in names
+    }
 
 
 # --- the cursor's methods ------------------------------------------------------------------
@@ -130,13 +179,16 @@ def execute(original: Callable[..., Any], wrapper: Any, text: Any, *args: Any) -
 
 def callproc(original: Callable[..., Any], wrapper: Any, name: str, *args: Any) -> Any:
     """``CursorWrapper.callproc``: a procedure may write anything unless it is declared."""
-    declared = {sql.fold(key): key for key in current().WRITES}
-    if sql.fold(name) in declared:
-        written = relations.written_with({sql.fold(name)}, current().WRITES)
-        effect = Effect(Kind.WRITE, frozenset(written))
+    procedure = sql.fold(name.rpartition(".")[2])
+    if procedure in {sql.fold(declared) for declared in current().WRITES}:
+        effect = _write_to(procedure)
     else:
         effect = Effect(Kind.UNNAMED_WRITE, frozenset({EVERYTHING}))
     return _apply(wrapper.db, effect, lambda: original(wrapper, name, *args))
+
+
+def _write_to(name: str) -> Effect:
+    return Effect(Kind.WRITE, frozenset(relations.written_with({name}, current().WRITES)))
 
 
 def driver_method(wrapper: Any, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,17 +209,12 @@ class _CopyContext:
 
     def __init__(self, connection: Any, effect: Effect, inner: Any) -> None:
         self._connection = connection
-        self._tables = effect.tables
+        self._effect = effect
         self._inner = inner
         self._bracket: transactions.Bracket | None = None
 
     def __enter__(self) -> Any:
-        state = state_of(self._connection)
-        if self._tables:
-            if in_transaction(self._connection, state):
-                state.dirty |= self._tables
-            else:
-                self._bracket = transactions.announce(self._connection, state, self._tables)
+        self._bracket = _begin(self._connection, state_of(self._connection), self._effect)
         try:
             return self._inner.__enter__()
         except BaseException:
@@ -182,27 +229,26 @@ class _CopyContext:
 
     def _end(self) -> None:
         if self._bracket is not None:
-            # A COPY whose connection broke is rolled back by the server, but who knows when.
-            usable = getattr(self._connection.connection, "closed", False) is False
-            self._bracket.end(known=usable)
+            self._bracket.end(known=_is_connected(self._connection))
             self._bracket = None
+
+
+def _is_connected(connection: Any) -> bool:
+    """Whether what psycopg has ended is over: a server that was lost may still be at work."""
+    return getattr(connection.connection, "closed", True) is False
 
 
 def _stream(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     def stream(statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         effect = effect_of(statement, wrapper.db.vendor, wrapper.cursor)
         state = state_of(wrapper.db)
-        bracket = None
-        if effect.tables:
-            if in_transaction(wrapper.db, state):
-                state.dirty |= effect.tables
-            else:
-                bracket = transactions.announce(wrapper.db, state, effect.tables)
+        bracket = _begin(wrapper.db, state, effect)
         try:
             yield from method(statement, *args, **kwargs)
         finally:
+            _note(wrapper.db, state, effect)
             if bracket is not None:
-                bracket.end()
+                bracket.end(known=_is_connected(wrapper.db))
 
     return stream
 
@@ -210,9 +256,8 @@ def _stream(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
 def _executes(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     def executes(statement: Any, *args: Any, **kwargs: Any) -> Any:
         effect = effect_of(statement, wrapper.db.vendor, wrapper.cursor)
-        if effect.kind:
-            # sqlite3's executescript() commits first what is open.
-            effect = effect._replace(kind=effect.kind | Kind.COMMIT)
+        # sqlite3's executescript() commits first what is open.
+        effect = effect._replace(kind=effect.kind | Kind.COMMIT)
         return _apply(wrapper.db, effect, lambda: method(statement, *args, **kwargs))
 
     return executes
@@ -228,8 +273,7 @@ def _copy_expert(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]
 
 def _copy_from(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     def copy_from(file: Any, table: str, *args: Any, **kwargs: Any) -> Any:
-        written = relations.written_with({sql.table_name(table)}, current().WRITES)
-        effect = Effect(Kind.WRITE, frozenset(written))
+        effect = _write_to(sql.table_name(table))
         return _apply(wrapper.db, effect, lambda: method(file, table, *args, **kwargs))
 
     return copy_from
@@ -255,68 +299,103 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     if not kind:
         return operation()
     state = state_of(connection)
-    if kind & (Kind.COMMIT | Kind.IMPLICIT_COMMIT | _WRITES):
-        result = _write(connection, state, effect, operation)
-    else:
+    bracket = _begin(connection, state, effect)
+    try:
         result = operation()
-    if kind & ~_WRITES:
-        _note(connection, state, effect)
+    except BaseException as error:
+        if bracket is not None:
+            bracket.end(known=transactions.outcome_is_known(connection, error))
+        if kind & Kind.COMMIT and _is_open(connection) is False:
+            # A COMMIT that fails undoes the transaction, except on SQLite.
+            state.rolled_back()
+        raise
+    _note(connection, state, effect)
+    if bracket is not None:
+        bracket.end(known=not _has_more_results(connection))
     return result
 
 
-def _write(
-    connection: Any, state: ConnectionState, effect: Effect, operation: Callable[[], Any]
-) -> Any:
-    open_before = in_transaction(connection, state)
-    at_once = (
-        not open_before
-        or bool(effect.kind & (Kind.COMMIT | Kind.UNNAMED_WRITE))
-        or _commits_at_once(connection, effect.kind)
-    )
-    if open_before:
+def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transactions.Bracket | None:
+    """Before a statement: note what it writes; announce it if others see that at once."""
+    kind = effect.kind
+    if not kind & (_WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT):
+        return None
+    was_open = in_transaction(connection, state)
+    if was_open:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
         state.dirty |= effect.tables
-        affected = frozenset(state.dirty)
-    else:
-        affected = effect.tables
-    if not at_once or not affected:
-        return operation()
-    if not open_before and effect.kind & Kind.BEGIN and not effect.kind & Kind.COMMIT:
-        # "BEGIN; UPDATE …" as one text: what it writes is published later.
-        state.dirty |= effect.tables
-        return operation()
-    return transactions.bracketed(connection, state, affected, operation)
+    affected = state.dirty | effect.tables
+    if not affected or (was_open and not _is_seen_at_once(connection, state, kind)):
+        return None
+    return transactions.announce(connection, state, affected)
 
 
-def _commits_at_once(connection: Any, kind: Kind) -> bool:
-    """Whether the statement takes effect though a transaction is open."""
-    if kind & Kind.IMPLICIT_COMMIT and not connection.features.can_rollback_ddl:
+def _is_seen_at_once(connection: Any, state: ConnectionState, kind: Kind) -> bool:
+    """Whether others may see what the statement does though a transaction seems open."""
+    if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
         return True
-    # MyISAM: Django finds out which engine is the default.
-    return connection.vendor == "mysql" and not connection.features.supports_transactions
+    features, vendor = connection.features, connection.vendor
+    if kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN) and not features.can_rollback_ddl:
+        return True
+    if vendor == "mysql" and not features.supports_transactions:
+        # MyISAM: Django finds out which engine is the default.
+        return True
+    if vendor == "sqlite" and connection.connection.isolation_level is None:
+        # A COMMIT sent as SQL leaves SQLite in autocommit, in an atomic() block, too.
+        return not _is_open(connection)
+    # Of a BEGIN sent as SQL not every driver can say whether it still holds.
+    return state.manual and not _is_open(connection)
+
+
+def _is_open(connection: Any) -> bool | None:
+    """Whether a transaction is open, if the driver knows that without asking the server."""
+    driver = connection.connection
+    if connection.vendor == "sqlite":
+        return bool(driver.in_transaction)
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    # libpq: 0 is idle, 4 is a connection that was lost.
+    return None if status is None or status == 4 else status != 0
+
+
+def _has_more_results(connection: Any) -> bool:
+    """Whether the server is still busy with the statement that was executed.
+
+    MySQL answers several statements, and a procedure that selects, one result at a time; the
+    driver returns with the first. The lease of the intent covers the others.
+    """
+    more_results = getattr(connection.connection, "more_results", None)
+    return more_results is not None and bool(more_results())
 
 
 def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
     """Remember what the statement changed about the session or the transaction."""
     kind = effect.kind
-    is_open = in_transaction(connection, state)
+    if not kind & ~_WRITES:
+        return
     if kind & Kind.SEARCH_PATH:
-        if kind & Kind.LOCK:
-            state.until_end = Reason.SESSION
-            return
-        state.search_path, state.path_in_doubt = effect.search_path, False
-        state.path_set_here = is_open
+        _note_search_path(connection, state, effect)
     if kind & Kind.PARTIAL_ROLLBACK:
         state.path_in_doubt |= state.path_set_here
     if kind & Kind.ISOLATION:
         state.session = Reason.SNAPSHOT
     if kind & Kind.SESSION:
         state.session = Reason.SESSION
-    if kind & Kind.LOCK and is_open:
-        state.until_end = Reason.LOCKED
     if kind & Kind.COMMIT:
         state.ended()
     elif kind & Kind.ROLLBACK:
         state.rolled_back()
-    if kind & Kind.BEGIN and not kind & (Kind.COMMIT | Kind.ROLLBACK):
+    if kind & Kind.BEGIN:
         state.manual = True
+        # "BEGIN; UPDATE …" as one text.
+        state.dirty |= effect.tables
+    if kind & Kind.LOCK and not kind & Kind.SEARCH_PATH and in_transaction(connection, state):
+        state.until_end = Reason.LOCKED
+
+
+def _note_search_path(connection: Any, state: ConnectionState, effect: Effect) -> None:
+    if effect.kind & Kind.LOCK:
+        # SET LOCAL
+        state.until_end = Reason.SESSION
+        return
+    state.search_path, state.path_in_doubt = effect.search_path, False
+    state.path_set_here = in_transaction(connection, state)

@@ -7,6 +7,9 @@
     @on_caches("redis", "django_redis")
     def test_it(using, cache): ...              # an alias of each
 
+    @on_pairs(("postgresql", "redis"), ("default", "locmem"), transaction=True)
+    def test_it(using, cache): ...              # the pairs, where not every combination matters
+
     @needs("redis")
     def test_it(): ...
 
@@ -50,6 +53,22 @@ def on_caches(*aliases: str) -> pytest.MarkDecorator:
     """Run the test with each cache, with its alias in the argument `cache`."""
     return pytest.mark.parametrize(
         "cache", [pytest.param(alias, marks=_needs_of(alias)) for alias in aliases or CACHES]
+    )
+
+
+def on_pairs(*pairs: tuple[str, str], **django_db: Any) -> pytest.MarkDecorator:
+    """`on_databases` and `on_caches` at once, for some of their combinations."""
+    return pytest.mark.parametrize(
+        ("using", "cache"),
+        [
+            pytest.param(
+                using,
+                cache,
+                marks=[*_on_database(using, django_db).marks, *_needs_of(cache)],
+                id=f"{using}-{cache}",
+            )
+            for using, cache in pairs
+        ],
     )
 
 
