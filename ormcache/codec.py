@@ -121,10 +121,11 @@ def _dump_dict(value: dict[Any, Any]) -> list[Any]:
 def _zone_key(zone: zoneinfo.ZoneInfo) -> str:
     try:
         # Refused for zones from files, which may have any rules under any name.
-        _, (key, _) = zone.__reduce__()  # type: ignore[misc]
+        reduced: Any = zone.__reduce__()
     except PicklingError as error:
         raise NotEncodable("a time zone that was read from a file") from error
-    return str(key)
+    key: str = reduced[1][0]
+    return key
 
 
 def _dump_zone(zone: Any) -> Any:
@@ -324,12 +325,11 @@ def decode(data: bytes) -> Result:
     """Raises :class:`~ormcache.exceptions.Corrupt` for what :func:`encode` cannot have made."""
     try:
         chunk_type, tags, columns = _unpack(data)
-        if chunk_type not in ("list", "tuple", "") or set(map(type, columns)) - {list}:
+        if chunk_type not in ("list", "tuple", "") or len(tags) != len(columns):
             raise Corrupt("no result")
-        return Result(
-            list(zip(*map(_load_column, tags, columns), strict=True)),
-            chunk_type,
-        )
+        if set(map(type, columns)) - {list}:
+            raise Corrupt("columns that are not lists")
+        return Result(list(zip(*map(_load_column, tags, columns), strict=True)), chunk_type)
     except Exception as error:
         # Whatever the bytes made msgpack or a constructor raise, the entry is worthless.
         raise Corrupt(f"{type(error).__name__}: {error}") from error

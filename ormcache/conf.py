@@ -92,7 +92,11 @@ def _names_by_name() -> Any:
 
 
 def _section() -> Any:
-    return _option({}, "a dict of dicts", lambda value: isinstance(value, dict))
+    return _option(
+        {},
+        "a dict of dicts by name",
+        lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
+    )
 
 
 class Inherited(enum.Enum):
@@ -127,8 +131,12 @@ class Settings:
     TIMEOUT: float | None = _timeout(3600)
     KEY_PREFIX: str = _option(
         "",
-        "a string of letters, digits and . _ - (it becomes part of every key)",
-        lambda value: isinstance(value, str) and all(c.isalnum() or c in "._-" for c in value),
+        "a string of ASCII letters, digits and . _ - (it becomes part of every key)",
+        lambda value: (
+            isinstance(value, str)
+            and value.isascii()
+            and all(character.isalnum() or character in "._-" for character in value)
+        ),
     )
     CONSISTENCY: Literal["auto", "strict", "standard"] = _choice(
         "auto", "auto", "strict", "standard"
@@ -191,12 +199,12 @@ def _parse(kind: type[Any], raw: Any, where: str, problems: list[Problem]) -> An
 
 
 def parse(raw: Any) -> tuple[Settings, list[Problem]]:
-    """Read a value of ``settings.ORMCACHE``.
+    """Read a value of ``settings.ORMCACHE``; None is as good as ``{}``.
 
     Returns the settings, with defaults in place of what is wrong, and the problems found.
     """
     problems: list[Problem] = []
-    return _parse(Settings, raw, "ORMCACHE", problems), problems
+    return _parse(Settings, {} if raw is None else raw, "ORMCACHE", problems), problems
 
 
 _last: tuple[object, Settings] = (None, Settings())

@@ -18,7 +18,7 @@ def count_read(alias: str, tables: tuple[str, ...], outcome: str) -> None:
 
 
 def count_event(alias: str, tables: Sequence[str], event: str) -> None:
-    """Count an event per table: ``invalidated``, ``stored``, ``unannounced``."""
+    """Count an event per table; see :func:`snapshot` for their names."""
     with _lock:
         for table in tables:
             _events[alias, table, event] += 1
@@ -28,9 +28,10 @@ def snapshot(aliases: Iterable[str] | None = None) -> dict[str, dict[str, dict[s
     """The counters of this process since its start: alias, table, event, number.
 
     Events are ``hit``, ``miss``, ``corrupt`` (an entry that did not decode, also counted as a
-    miss), ``stored``, ``invalidated``, ``unannounced`` (a write that the cache was not told of)
-    and ``skip: <reason>``. A read of several tables counts for each; one that was skipped
-    before its tables were known counts under ``""``.
+    miss), ``not stored: <reason>`` (a miss that will be a miss again), ``skip: <reason>``,
+    ``invalidated`` and ``unannounced`` (a write that the cache was not told of). A read of
+    several tables counts for each; one that was skipped before its tables were known counts
+    under ``""``.
     """
     wanted = None if aliases is None else set(aliases)
     with _lock:

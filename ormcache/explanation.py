@@ -7,11 +7,13 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections, models
+from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
 from ormcache import reads, transactions
 from ormcache.conf import current
 from ormcache.reasons import Reason
+from ormcache.routers.namespaces import Route
 from ormcache.transactions import state_of
 
 
@@ -42,7 +44,7 @@ class Explanation:
         if self.cached:
             state = "cached: the next read is answered from the cache"
         elif self.cacheable:
-            state = "not cached yet: the next read stores its answer"
+            state = "not cached yet: the next read stores its answer, if that can be stored"
         else:
             state = f"not cached: {self.reason}"
             if self.detail:
@@ -63,11 +65,14 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(queryset: models.QuerySet[Any] | models.Manager[Any]) -> Explanation:
+def explain(
+    queryset: models.QuerySet[Any] | models.Manager[Any] | RawQuerySet[Any],
+) -> Explanation:
     """Tell whether ``queryset`` is answered from the cache, and if not, why.
 
-    Does not run the query. ``count()``, ``exists()`` and ``get()`` are queries of their own
-    with other keys, but what keeps a queryset from being cached mostly keeps them, too.
+    Does not run the query, so it cannot tell whether the answer is too large to be stored.
+    ``count()``, ``exists()`` and ``get()`` are queries of their own with other keys, but what
+    keeps a queryset from being cached mostly keeps them, too.
     """
     if isinstance(queryset, models.Manager):
         queryset = queryset.all()
@@ -75,6 +80,9 @@ def explain(queryset: models.QuerySet[Any] | models.Manager[Any]) -> Explanation
     connection: Any = connections[queryset.db]
     state = state_of(connection)
     route = state.route(connection, settings)
+    if isinstance(queryset, RawQuerySet):
+        plan = reads.Plan(str(queryset.raw_query))
+        return _explanation(queryset.db, route, plan, Reason.RAW)
     compiler: Any = queryset.query.chain().get_compiler(queryset.db)
     reason = reads.why_not_compile(compiler, MULTI, False)
     if reason is None:
@@ -91,14 +99,26 @@ def explain(queryset: models.QuerySet[Any] | models.Manager[Any]) -> Explanation
     except EmptyResultSet:
         reason = reason or Reason.NO_ROWS_POSSIBLE
     reason = reason or plan.reason
-    cached, remaining = False, 0.0
-    if reason is None:
-        lookup = reads.look_up(route, plan)
-        cached = lookup.entry is not None
-        if lookup.vector is None:
-            reason, remaining = lookup.reason, lookup.remaining
+    if reason is not None:
+        return _explanation(queryset.db, route, plan, reason)
+    lookup = reads.look_up(route, plan)
+    reason = lookup.reason if lookup.vector is None else None
+    return _explanation(
+        queryset.db, route, plan, reason, lookup.remaining, cached=lookup.entry is not None
+    )
+
+
+def _explanation(
+    using: str,
+    route: Route,
+    plan: reads.Plan,
+    reason: Reason | None,
+    remaining: float = 0.0,
+    *,
+    cached: bool = False,
+) -> Explanation:
     return Explanation(
-        using=queryset.db,
+        using=using,
         cached=cached,
         cacheable=reason is None,
         reason=reason,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.apps import apps
 from django.db import connections, models
 
-from ormcache import relations, sql, transactions
+from ormcache import relations, sql, tables, transactions
 from ormcache.stores import EVERYTHING
 
 
@@ -21,7 +21,8 @@ def invalidate(*models_or_tables: type[models.Model] | str, using: str | None = 
     In a transaction this takes effect now and once more when it is committed.
 
     Raises:
-        TypeError: nothing was named.
+        TypeError: nothing was named, or what is neither a model nor a string.
+        LookupError: a label names a model that an installed app does not have.
         ConnectionDoesNotExist: ``using`` is no alias.
         CacheUnreachable: the cache did not answer, and ``ON_CACHE_FAILURE`` is ``"raise"``.
     """
@@ -49,10 +50,27 @@ def flush(using: str | None = None) -> None:
 
 def _tables(thing: type[models.Model] | str) -> set[str]:
     if isinstance(thing, str):
-        try:
-            return relations.family(apps.get_model(thing))
-        except (LookupError, ValueError):
-            return {sql.table_name(thing)}
+        return _named(thing)
     if isinstance(thing, type) and issubclass(thing, models.Model):
         return relations.family(thing)
     raise TypeError(f"{thing!r} is neither a model nor the name of one or of a table.")
+
+
+def _named(name: str) -> set[str]:
+    try:
+        return relations.family(apps.get_model(name))
+    except ValueError:
+        # Not of the form "app.Model".
+        return _table_names(name)
+    except LookupError:
+        found = _table_names(name)
+        # A schema may be called like an app.
+        is_app = name.partition(".")[0] in apps.app_configs
+        if is_app and found.isdisjoint(tables.known.names()):
+            raise
+        return found
+
+
+def _table_names(name: str) -> set[str]:
+    """A table's name with and without what may be a schema in front of it."""
+    return {sql.table_name(name), sql.fold(name.rpartition(".")[2])}

@@ -70,7 +70,8 @@ def _moment(param: Any) -> tuple[object, ...]:
     if zone is None or type(zone) is datetime.timezone:
         return (repr(param),)
     if type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
-        return (repr(param.replace(tzinfo=None)), zone.key)
+        # A zone from a file may have any rules under any name: the offset tells.
+        return (repr(param.replace(tzinfo=None)), zone.key, repr(param.utcoffset()))
     raise NotEncodable(f"a time zone of type {type(zone).__qualname__}")
 
 
@@ -78,8 +79,13 @@ def _driver_wrapper(param: Any) -> object:
     """psycopg's wrappers for values that need a type: Jsonb, Range, Int4 and their like."""
     if hasattr(param, "obj"):  # Json, Jsonb; a custom encoder may see more than the object.
         dumps = getattr(param, "dumps", None)
-        text = dumps(param.obj) if dumps is not None else None
-        return (type(param.obj).__name__, text if text is not None else identity(param.obj))
+        if dumps is None:
+            return identity(param.obj)
+        try:
+            return (type(param.obj).__name__, dumps(param.obj))
+        except Exception as error:
+            # The driver will meet the same error and say it in its own words.
+            raise NotEncodable(f"a parameter that is no JSON: {error}") from error
     if hasattr(param, "bounds"):
         return (param.bounds, identity(param.lower), identity(param.upper))
     raise NotEncodable(f"a parameter of type {type(param).__qualname__}")

@@ -45,7 +45,7 @@ _installed: list[_Patch] = []
 def _execute_sql(original: _Hook, compiler: Any, *args: Any, **kwargs: Any) -> Any:
     # SQLDeleteCompiler inherits execute_sql(), the other two call it.
     if isinstance(compiler, _WRITERS):
-        return original(compiler, *args, **kwargs)
+        return writes.compiling(original, compiler, *args, **kwargs)
     return reads.execute_sql(original, compiler, *args, **kwargs)
 
 
@@ -53,6 +53,11 @@ def _get_from_clause(original: _Hook, compiler: Any) -> Any:
     clause = original(compiler)
     tables.record(compiler.query)
     return clause
+
+
+def _save_table(original: _Hook, instance: Any, *args: Any, **kwargs: Any) -> Any:
+    # With select_on_save it asks whether the row exists.
+    return reads.feeding(writes.saving, original, instance, *args, **kwargs)
 
 
 def _getattr(original: _Hook, wrapper: Any, name: str) -> Any:
@@ -95,11 +100,13 @@ def _related_manager(original: _Hook, *args: Any, **kwargs: Any) -> Any:
 _HOOKS: tuple[tuple[Any, str, _Hook], ...] = (
     (SQLCompiler, "execute_sql", _execute_sql),
     (SQLCompiler, "get_from_clause", _get_from_clause),
+    (SQLInsertCompiler, "execute_sql", writes.compiling),
+    (SQLUpdateCompiler, "execute_sql", writes.compiling),
     (SQLUpdateCompiler, "pre_sql_setup", reads.feeding),
     (Collector, "collect", reads.feeding),
     (QuerySet, "get_or_create", reads.feeding),
     (QuerySet, "update_or_create", reads.feeding),
-    (Model, "_save_table", reads.feeding),
+    (Model, "_save_table", _save_table),
     (related_descriptors, "create_forward_many_to_many_manager", _related_manager),
     (related_descriptors, "create_reverse_many_to_one_manager", _related_manager),
     (CursorWrapper, "execute", writes.execute),

@@ -16,61 +16,94 @@ class Policy(NamedTuple):
     """What holds for one set of tables."""
 
     enabled: bool
-    timeouts: tuple[float | None, ...]
-    """Timeouts of the models, less those that have none of their own."""
+    timeouts: tuple[float | None, ...] = ()
+    """Timeouts of the tables that have one of their own."""
+    inherits: bool = True
+    """Whether the others are subject to the timeout of the database."""
 
     def timeout(self, default: float | None) -> float | None:
-        """The shortest of the models' timeouts, in seconds; None for no expiry."""
-        if not self.timeouts:
-            return default
-        finite = [timeout for timeout in self.timeouts if timeout is not None]
+        """The shortest timeout of the tables, in seconds; None for no expiry."""
+        timeouts = (*self.timeouts, default) if self.inherits else self.timeouts
+        finite = [timeout for timeout in timeouts if timeout is not None]
         return min(finite) if finite else None
 
 
-_FREE = Policy(True, ())
+_FREE = Policy(True)
+
+
+class _Known(NamedTuple):
+    """What follows from one value of the settings and one set of models."""
+
+    basis: tuple[object, ...]
+    tables: dict[str, ModelSettings]
+    policies: dict[tuple[str, ...], Policy]
 
 
 class _Policies:
     def __init__(self) -> None:
-        self._basis: tuple[object, ...] = ()
-        self._models: dict[str, ModelSettings] = {}
-        self._memo: dict[tuple[str, ...], Policy] = {}
+        self._known = _Known((), {}, {})
 
     def of(self, tables: tuple[str, ...], settings: Settings) -> Policy:
         """The policy for a query that reads ``tables``."""
         if not settings.MODELS:
             return _FREE
+        known = self._known
         basis = (settings, table_names.known.generation)
-        if basis != self._basis:
-            self._models, self._memo = _by_table(settings.MODELS), {}
-            self._basis = basis
-        policy = self._memo.get(tables)
+        if basis != known.basis:
+            # One assignment, so that another thread sees the old or the new.
+            self._known = known = _Known(basis, _by_table(settings.MODELS), {})
+        policy = known.policies.get(tables)
         if policy is None:
-            found = [self._models[name] for name in tables if name in self._models]
-            timeouts = [s.TIMEOUT for s in found if not isinstance(s.TIMEOUT, Inherited)]
-            policy = Policy(all(s.ENABLED is not False for s in found), tuple(timeouts))
-            self._memo[tables] = policy
+            policy = known.policies[tables] = _combine(tables, known.tables)
         return policy
+
+
+def _combine(tables: tuple[str, ...], settings: Mapping[str, ModelSettings]) -> Policy:
+    found = [settings.get(name, ModelSettings()) for name in tables]
+    timeouts = [s.TIMEOUT for s in found if not isinstance(s.TIMEOUT, Inherited)]
+    return Policy(
+        enabled=all(s.ENABLED is not False for s in found),
+        timeouts=tuple(timeouts),
+        inherits=len(timeouts) < len(found),
+    )
 
 
 def _by_table(models: Mapping[str, ModelSettings]) -> dict[str, ModelSettings]:
     """Settings by table; what is said of a model comes before what is said of its app."""
-    found: dict[str, ModelSettings] = {}
-    for label in sorted(models, key=lambda label: not label.endswith(".*")):
-        app_label, _, name = label.rpartition(".")
-        for model in apps.get_models(include_auto_created=True, include_swapped=True):
-            options = model._meta
-            if options.app_label == app_label and name in ("*", options.object_name):
+    of_apps: dict[str, ModelSettings] = {}
+    of_models: dict[str, ModelSettings] = {}
+    for model in apps.get_models(include_auto_created=True, include_swapped=True):
+        options = model._meta
+        for name, found in (("*", of_apps), (options.object_name, of_models)):
+            settings = models.get(f"{options.app_label}.{name}")
+            if settings is not None:
                 table = relations.table(model)
-                general = found.get(table, ModelSettings())
-                specific = models[label]
-                found[table] = ModelSettings(
-                    ENABLED=general.ENABLED if specific.ENABLED is None else specific.ENABLED,
-                    TIMEOUT=general.TIMEOUT
-                    if isinstance(specific.TIMEOUT, Inherited)
-                    else specific.TIMEOUT,
-                )
-    return found
+                found[table] = _stricter(found.get(table), settings)
+    for table, settings in of_models.items():
+        of_apps[table] = _specific(of_apps.get(table, ModelSettings()), settings)
+    return of_apps
+
+
+def _stricter(one: ModelSettings | None, other: ModelSettings) -> ModelSettings:
+    """What holds for a table of two models, such as a proxy and the model behind it."""
+    if one is None:
+        return other
+    flags = {one.ENABLED, other.ENABLED} - {None}
+    timeouts = [s.TIMEOUT for s in (one, other) if not isinstance(s.TIMEOUT, Inherited)]
+    finite = [timeout for timeout in timeouts if timeout is not None]
+    shortest = min(finite) if finite else None
+    return ModelSettings(
+        ENABLED=all(flags) if flags else None,
+        TIMEOUT=shortest if timeouts else Inherited.INHERITED,
+    )
+
+
+def _specific(general: ModelSettings, specific: ModelSettings) -> ModelSettings:
+    inherits = isinstance(specific.TIMEOUT, Inherited)
+    return ModelSettings(
+        ENABLED=general.ENABLED if specific.ENABLED is None else specific.ENABLED,
+        TIMEOUT=general.TIMEOUT if inherits else specific.TIMEOUT,
+    )
 
 
 policies = _Policies()

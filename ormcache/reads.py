@@ -380,6 +380,8 @@ def _report(compiler: Any, outcome: str, reason: Reason | None, plan: Plan | Non
     names: Sequence[str] = plan.tables if plan is not None else ()
     alias = compiler.using or compiler.connection.alias
     counters.count_read(alias, tuple(names), f"skip: {reason}" if outcome == "skip" else outcome)
+    if outcome == "miss" and reason is not None:
+        counters.count_event(alias, names, f"not stored: {reason}")
     if query_read.receivers:
         query_read.send_robust(
             sender=compiler.query.model,

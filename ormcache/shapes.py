@@ -6,9 +6,9 @@ alone: they have the same *shape*. The first query of a shape is compiled as eve
 looked up by its shape and its values; only a miss is compiled.
 
 A shape holds all that Django's compiler looks at, for the kinds of queries that are listed
-here: one model and the joins of select_related, lookups of columns by plain values, order by
-name, slices, ``values()``, ``count()`` and ``exists()``. A query with anything else (an unknown
-attribute will do) has no shape and is compiled.
+here: a model and its joins, lookups of columns by plain values, order by name, slices,
+``values()``, ``count()`` and ``exists()``. A query with anything else (an unknown attribute
+will do) has no shape and is compiled.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from django.db.models import Count, Value
 from django.db.models.expressions import Col, Star
 from django.db.models.lookups import Lookup
 from django.db.models.sql import Query
+from django.db.models.sql.datastructures import BaseTable, Join
 from django.db.models.sql.where import WhereNode
 
 from ormcache import keys, tables
@@ -149,7 +150,7 @@ def shape_of(compiler: Any) -> Shape | None:
             type(compiler),
             compiler.elide_empty,
             query.model,
-            _table(query),
+            _sources(query),
             _where(query.where, values),
             *_attributes(query),
         )
@@ -158,18 +159,31 @@ def shape_of(compiler: Any) -> Shape | None:
         return None
 
 
-def _table(query: Any) -> str | None:
-    """The one table that is there before compiling; its alias is its name."""
-    aliases = query.alias_map
-    if len(aliases) > 1:
-        raise _NoShape
-    for alias, source in aliases.items():
-        if source.join_type is not None or alias != source.table_name:
+def _sources(query: Any) -> tuple[Any, ...]:
+    """The tables and joins that are there before compiling, also those that are not used.
+
+    Compiling may use these again, or add more for the order and for select_related; how is
+    decided by the rest of the shape.
+    """
+    parts: list[tuple[Any, ...]] = []
+    for alias, source in query.alias_map.items():
+        is_used = query.alias_refcount[alias] > 0
+        if type(source) is BaseTable:
+            parts.append((alias, source.table_name, is_used))
+            continue
+        field = source.join_field
+        if (
+            type(source) is not Join
+            or source.filtered_relation is not None
+            # A generic relation asks for its content type while it is compiled.
+            or not type(field).__module__.startswith("django.db.models.")
+        ):
             raise _NoShape
-        if not query.alias_refcount[alias]:
-            raise _NoShape
-        return str(alias)
-    return None
+        joined = _Column(source.parent_alias, id(field), type(field), field.name)
+        parts.append(
+            (alias, source.table_name, is_used, source.join_type, source.nullable, joined)
+        )
+    return tuple(parts)
 
 
 def _where(node: Any, values: list[Any]) -> tuple[Any, ...]:

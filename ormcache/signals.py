@@ -3,9 +3,10 @@
 ``query_read``
     sent after each ORM read. ``sender`` is the model, ``using`` the database alias,
     ``outcome`` one of ``"hit"``, ``"miss"`` (asked from the database, stored if possible) and
-    ``"skip"`` (not cached), ``reason`` a :class:`~ormcache.reasons.Reason` or None, ``tables``
-    the tables that the query reads and ``sql`` its text with placeholders; both are empty
-    where the query was skipped before it was compiled.
+    ``"skip"`` (not cached), ``reason`` a :class:`~ormcache.reasons.Reason` or None (of a miss:
+    why it was not stored), ``tables`` the tables that the query reads and ``sql`` its text with
+    placeholders. A query that was skipped before it was compiled has no tables, ``()``, and no
+    text, None.
 
 ``tables_invalidated``
     sent after a write took effect (after COMMIT and before ``on_commit`` hooks), after

@@ -9,34 +9,93 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-NAME = r'(?:"(?:[^"]|"")+"|`(?:[^`]|``)+`|\[[^\]\n]+\]|[^\W\d][\w$]*)'
+NAME = r'(?:"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]\n]+\]|[^\W\d][\w$]*)'
 
-_TOKEN = re.compile(
-    r"""
-    (?P<space>\s+|--[^\n]*|/\*(?!!).*?\*/)
-  | (?P<string>[eE]'(?:[^'\\]|''|\\.)*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|'(?:[^']|'')*')
-  | (?P<placeholder>%s|%\(\w+\)s)
-  | (?P<quoted>"(?:[^"]|"")+"|`(?:[^`]|``)+`|\[[^\]\n\d'"][^\]\n]*\])
-  | (?P<word>[^\W\d][\w$]*)
-  | (?P<number>\d[\w.]*)
-  | (?P<mark>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+# Each of these can be matched in one way only, so none of them can backtrack for long.
+_PLAIN_STRING = r"'[^']*(?:''[^']*)*'"
+_ESCAPED_STRING = r"'[^'\\]*(?:(?:''|\\.)[^'\\]*)*'"
+_ESCAPED_NAME = r'"[^"\\]*(?:(?:""|\\.)[^"\\]*)*"'
+_DOUBLE_QUOTED = r'"[^"]*(?:""[^"]*)*"'
+_BACKTICKED = r"`[^`]*(?:``[^`]*)*`"
+_BRACKETED = r"\[[^\]]*(?:\]\][^\]]*)*\]"
+_DOLLAR_TAG = r"\$(?:[^\W\d]\w*)?\$"
+_FLAT_COMMENT = r"/\*.*?\*/"
 
-_TOKEN_BACKSLASH = re.compile(
-    _TOKEN.pattern.replace("|'(?:[^']|'')*'", "|'(?:[^'\\\\]|''|\\\\.)*'"),
-    re.VERBOSE | re.DOTALL,
-)
+
+def _pattern(
+    *,
+    comment: str,
+    string: str,
+    quoted: str,
+    opening: str = r"['\"]|/\*",
+    nested: str = r"(?!)",
+    variable: str = r"(?!)",
+) -> re.Pattern[str]:
+    return re.compile(
+        rf"""
+        (?P<space>\s+|{comment})
+      | (?P<nested>{nested})
+      | (?P<string>{string})
+      | (?P<quoted>{quoted})
+      | (?P<open>(?:{opening}).*)
+      | (?P<placeholder>%s|%\(\w+\)s)
+      | (?P<variable>{variable})
+      | (?P<word>[^\W\d][\w$]*)
+      | (?P<number>\d+(?:\.\d+)?)
+      | (?P<mark>.)
+        """,
+        re.VERBOSE | re.DOTALL,
+    )
+
+
+_PATTERNS = {
+    "sqlite": _pattern(
+        comment=rf"--[^\n]*|{_FLAT_COMMENT}",
+        string=_PLAIN_STRING,
+        quoted=rf"{_DOUBLE_QUOTED}|{_BACKTICKED}|{_BRACKETED}",
+        opening=r"['\"`\[]|/\*",
+    ),
+    "mysql": _pattern(
+        # "--" without a space is two signs. /*! … */ and MariaDB's /*M! … */ are executed.
+        comment=r"--(?=\s|\Z)[^\n]*|\#[^\n]*|/\*(?!M?!).*?\*/",
+        string=_ESCAPED_STRING,
+        # A string, unless ANSI_QUOTES is on.
+        quoted=rf"{_ESCAPED_NAME}|{_BACKTICKED}",
+        opening=r"['\"`]|/\*(?!M?!)",
+        variable=r"@@?[\w.$]*",
+    ),
+    "microsoft": _pattern(
+        comment=r"--[^\n]*",
+        nested=r"/\*",
+        string=_PLAIN_STRING,
+        quoted=rf"{_DOUBLE_QUOTED}|{_BRACKETED}",
+        opening=r"['\"\[]|/\*",
+        variable=r"@@?[\w.$]*",
+    ),
+    "postgresql": _pattern(
+        comment=r"--[^\n\r]*",
+        nested=r"/\*",
+        string=rf"[eE]{_ESCAPED_STRING}|{_PLAIN_STRING}"
+        rf"|(?P<tag>{_DOLLAR_TAG}).*?(?P=tag)",
+        quoted=_DOUBLE_QUOTED,
+        opening=rf"[eE]?'|\"|/\*|{_DOLLAR_TAG}",
+    ),
+}
+_COMMENT_END = re.compile(r"/\*|\*/")
 
 
 class Token(NamedTuple):
     kind: str
+    """``string``, ``quoted``, ``word``, ``number``, ``placeholder``, ``variable`` or ``mark``;
+    ``open`` for a quote or a comment that does not end, with all that follows it."""
     text: str
     folded: str
+    at: int = 0
+    """Where in the text it begins."""
 
 
 def fold(name: str) -> str:
@@ -62,20 +121,36 @@ def normalise(sql: str) -> str:
     return sql.replace("%s, ", "").replace("%s,", "")
 
 
-def tokens(sql: str, *, backslash_escapes: bool = False) -> Iterator[Token]:
-    """The tokens of ``sql`` without spaces and comments.
+def tokens(sql: str, vendor: str = "postgresql") -> Iterator[Token]:
+    """The tokens of ``sql`` without spaces and comments, as a database of ``vendor`` has them.
 
-    ``backslash_escapes``: whether a backslash escapes in a plain string (MySQL).
+    A vendor that is not known here is read as PostgreSQL, the nearest to the standard.
     """
-    pattern = _TOKEN_BACKSLASH if backslash_escapes else _TOKEN
-    for match in pattern.finditer(sql):
-        kind = match.lastgroup or "mark"
-        if kind == "tag":
-            kind = "string"
+    pattern = _PATTERNS.get(vendor) or _PATTERNS["postgresql"]
+    at = 0
+    while match := pattern.match(sql, at):
+        kind, start = match.lastgroup or "mark", at
+        at = match.end()
+        if kind == "nested":
+            end = _end_of_comment(sql, at)
+            if end is not None:
+                at = end
+                continue
+            kind, at = "open", len(sql)
         if kind == "space":
             continue
-        text = match.group()
-        yield Token(kind, text, fold(text) if kind in ("word", "quoted") else text)
+        text = sql[start:at]
+        yield Token(kind, text, fold(text) if kind in ("word", "quoted") else text, start)
+
+
+def _end_of_comment(sql: str, at: int) -> int | None:
+    """Where the comment that begins before ``at`` ends, if comments may hold comments."""
+    depth = 1
+    for match in _COMMENT_END.finditer(sql, at):
+        depth += 1 if match[0] == "/*" else -1
+        if not depth:
+            return match.end()
+    return None
 
 
 def words(sql: str) -> frozenset[str]:
@@ -94,38 +169,42 @@ class Read(NamedTuple):
     references: frozenset[str]
     """Names in FROM and JOIN, folded and without a schema, less common table expressions."""
     functions: frozenset[str]
-    """Names in front of an opening parenthesis, and keywords that are functions."""
+    """What is called, folded: names in front of an opening parenthesis, with their schema;
+    keywords that are functions; variables; ``for update``."""
     literals: frozenset[str]
-    """Short string literals, folded: 'now' is a function in disguise."""
+    """String literals, folded: 'now' is a function in disguise."""
     unclear: bool
     """Whether something was found that the rules for FROM do not cover."""
 
 
 _OPENS_FROM = frozenset({"from", "join", "straight_join", "table"})
-# ON and USING end a table but not the list: a comma or a JOIN may follow.
+# Reserved words after which a comma no longer asks for a table. ON and USING do not belong
+# here, and neither does a word that may also be an alias: one too few only names too much.
 _ENDS_FROM = frozenset(
-    "where group having window order limit offset fetch union intersect except minus returning "
-    "select values connect start".split()
+    "where group having window order limit union intersect except select".split()
 )
-# Words that stand in front of a parenthesis without being called.
-_NOT_CALLED = frozenset(
+# Words that stand in front of a parenthesis without being called: reserved in all databases,
+# or at least no possible names of functions.
+_RESERVED = frozenset(
     """
-    all and any array as asc between by case check collate conflict cross cube default desc
-    distinct else end except exists fetch filter from full group grouping having in inner
-    intersect into is join key lateral left like limit materialized minus natural not nothing
-    nulls of offset on only or order outer over partition range recursive returning right rollup
-    row rows select set sets similar some table then to union unique using values when where
-    window with within without
-    bigint binary bit blob bool boolean bpchar bytea char character clob date datetime2 decimal
-    double enum float int int4 int8 integer nchar number numeric nvarchar precision real signed
-    smallint text time timestamp timestamptz tinyint unsigned varbinary varchar varchar2
-    varying zone ilike regexp rlike glob match escape interval xor div
+    all and any array as asc between by case check collate cross desc distinct else end except
+    exists fetch from full group having ilike in inner intersect into is join lateral like limit
+    natural not offset on or order outer returning row select similar some table then to union
+    unique using values when where window with
+    bigint binary bit boolean character dec decimal float int integer interval nchar numeric
+    precision real smallint varchar
     """.split()
-) - {"date", "time", "timestamp", "char", "left", "right", "glob", "match", "regexp"}
-# Keywords that are good names for a table, too.
-_TABLE_NAMES = frozenset(
-    {"date", "time", "text", "key", "number", "zone", "filter", "row", "mode"}
 )
+# Not called behind these: sum(x) FILTER (…), AS NOT MATERIALIZED (…), GROUP BY ROLLUP (…).
+_NOT_CALLED_AFTER = {
+    "filter": ")",
+    "over": ")",
+    "materialized": "not",
+    "rollup": "by",
+    "cube": "by",
+    "sets": "grouping",
+    "zone": "time",
+}
 _KEYWORD_FUNCTIONS = frozenset(
     """
     current_date current_time current_timestamp current_user current_role current_catalog
@@ -133,17 +212,24 @@ _KEYWORD_FUNCTIONS = frozenset(
     utc_date utc_time utc_timestamp rownum user
     """.split()
 )
+# Schemas in which a name means what it means without a schema.
+_OWN_SCHEMAS = frozenset({"pg_catalog", "sys"})
 
 
 class _Scope:
     """One pair of parentheses: is it a SELECT, and where in its FROM clause are we?"""
 
-    __slots__ = ("expects_table", "in_from", "is_select")
+    __slots__ = ("defines", "expects_table", "given", "in_from", "is_recursive", "is_select")
 
-    def __init__(self, is_select: bool, expects_table: bool = False) -> None:
+    def __init__(self, is_select: bool, expects_table: bool = False, defines: str = "") -> None:
         self.is_select = is_select
         self.in_from = expects_table
         self.expects_table = expects_table
+        self.defines = defines
+        """The common table expression of which this is the query."""
+        self.given: list[str] = []
+        """Common table expressions that can be named from here on, until it closes."""
+        self.is_recursive = False
 
 
 _END = Token("end", "", "")
@@ -155,9 +241,12 @@ class _Reader:
     """Walks over the tokens of a SELECT and collects what :class:`Read` tells."""
 
     def __init__(self, stream: list[Token]) -> None:
-        self.stream = [*stream, _END, _END]
+        self.stream = [*stream, _END, _END, _END]
         self.at = 0
         self.scopes = [_Scope(is_select=True)]
+        self.expressions = _common_table_expressions(self.stream)
+        self.bodies: dict[int, str] = {}
+        self.visible: Counter[str] = Counter()
         self.references: set[str] = set()
         self.functions: set[str] = set()
         self.literals: set[str] = set()
@@ -167,133 +256,201 @@ class _Reader:
         while self.stream[self.at] is not _END:
             token = self.stream[self.at]
             self.at += 1
+            scope = self.scopes[-1]
             if token.kind in ("word", "quoted"):
-                self._name(token, self.scopes[-1])
+                self._name(token, scope)
             elif token.text == "(":
-                self._open(self.scopes[-1])
+                self._open(scope)
             elif token.text == ")":
                 self._close()
-            elif token.kind == "string" and not self.scopes[-1].expects_table:
-                # Long ones are text, not the name of a moment.
-                if len(token.text) < 20:
-                    self.literals.add(token.text.strip("eE'$").strip().casefold())
-            elif token.text == "," and self.scopes[-1].in_from:
-                self.scopes[-1].expects_table = True
-            elif self.scopes[-1].expects_table:
+            elif token.kind == "variable":
+                self.functions.add(token.text.casefold())
+            elif token.kind == "string" and not scope.expects_table:
+                self.literals.add(token.text.casefold())
+            elif token.text == "," and scope.in_from:
+                scope.expects_table = True
+            elif scope.expects_table or token.kind == "open":
                 # A number, a placeholder or a mark where a table's name was due.
                 self.unclear = True
-                self.scopes[-1].expects_table = False
+                scope.expects_table = False
         self.unclear |= len(self.scopes) != 1
 
     @property
     def _next(self) -> Token:
         return self.stream[self.at]
 
+    def _before(self, steps: int = 1) -> str:
+        """The token before the current one, ``""`` at the beginning; quoted ones in quotes."""
+        index = self.at - 1 - steps
+        if index < 0:
+            return ""
+        token = self.stream[index]
+        return token.folded if token.kind == "word" else token.text
+
     def _open(self, scope: _Scope) -> None:
         starts_query = self._next.kind == "word" and self._next.folded in _QUERIES
-        # FROM (a JOIN b): a parenthesis that groups tables.
         groups_tables = scope.expects_table and not starts_query
         scope.expects_table = False
-        self.scopes.append(_Scope(starts_query or groups_tables, expects_table=groups_tables))
+        self.scopes.append(
+            _Scope(
+                starts_query or groups_tables,
+                expects_table=groups_tables,
+                defines=self.bodies.get(self.at - 1, ""),
+            )
+        )
 
     def _close(self) -> None:
-        if len(self.scopes) > 1:
-            self.scopes.pop()
-        else:
+        if len(self.scopes) == 1:
             self.unclear = True
+            return
+        closed = self.scopes.pop()
+        self.visible.subtract(closed.given)
+        if closed.defines:
+            self._give(closed.defines, self.scopes[-1])
 
     def _name(self, token: Token, scope: _Scope) -> None:
         keyword = token.folded if token.kind == "word" else ""
-        if scope.expects_table:
+        body = self.expressions.get(self.at - 1)
+        if body is not None:
+            self._define(token.folded, body, scope)
+        elif scope.expects_table:
             self._source(token, keyword, scope)
         elif keyword in _OPENS_FROM and scope.is_select:
-            if keyword != "from" or not self._is_distinct_from():
-                scope.in_from = scope.expects_table = keyword != "table" or self._names_table()
+            if self._opens_from(keyword):
+                scope.in_from = scope.expects_table = True
+        elif keyword == "recursive":
+            scope.is_recursive = True
         elif keyword in _ENDS_FROM:
             scope.in_from = False
-        elif self._next.text == "(" and keyword not in _NOT_CALLED:
-            self.functions.add(token.folded)
-        elif keyword in _KEYWORD_FUNCTIONS and self.stream[self.at - 2].text != ".":
+            # (SELECT …) UNION SELECT …: the outer parentheses are a query as well.
+            scope.is_select |= keyword == "select"
+        else:
+            self._maybe_called(token, keyword)
+
+    def _define(self, name: str, body: int, scope: _Scope) -> None:
+        """The name of a common table expression, whose query begins at ``body``."""
+        self.bodies[body] = name
+        if scope.is_recursive:
+            # Only then does its own query mean itself and not a table of that name.
+            self._give(name, scope)
+
+    def _give(self, name: str, scope: _Scope) -> None:
+        scope.given.append(name)
+        self.visible[name] += 1
+
+    def _maybe_called(self, token: Token, keyword: str) -> None:
+        before = self._before()
+        if self._next.text == "(":
+            # Behind AS and :: stand types and aliases.
+            is_type = before == "as" or (before == ":" and self._before(2) == ":")
+            if (
+                not is_type
+                and keyword not in _RESERVED
+                and before != _NOT_CALLED_AFTER.get(keyword)
+            ):
+                self.functions.add(self._qualified(token.folded))
+        elif keyword in _KEYWORD_FUNCTIONS and before != ".":
             self.functions.add(keyword)
+        elif keyword in ("nextval", "currval") or (keyword == "value" and before == "next"):
+            # sequence.NEXTVAL, NEXT VALUE FOR sequence
+            self.functions.add("nextval")
+        elif (keyword == "for" and self._next.folded in ("update", "share", "no", "key")) or (
+            keyword == "lock" and self._next.folded == "in"
+        ):
+            self.functions.add("for update")
+
+    def _qualified(self, name: str) -> str:
+        """``name`` with its schema: there it may be anything."""
+        if self._before() != ".":
+            return name
+        schema = fold(self._before(2))
+        return name if schema in _OWN_SCHEMAS else f"{schema}.{name}"
 
     def _source(self, token: Token, keyword: str, scope: _Scope) -> None:
         """What stands where FROM, JOIN or a comma asks for a table."""
         if keyword in ("only", "lateral"):
             return
         scope.expects_table = False
-        if keyword in _NOT_CALLED - _TABLE_NAMES:
+        if keyword in _RESERVED:
             self.unclear = True
+            # SELECT FROM t has no columns.
+            scope.expects_table = keyword in _OPENS_FROM
             return
-        name = token.folded
+        name, is_local = token.folded, True
         # a.b.c: the last name is the table's.
         while self._next.text == "." and self.stream[self.at + 1].kind in ("word", "quoted"):
-            name = self.stream[self.at + 1].folded
+            name, is_local = self.stream[self.at + 1].folded, False
             self.at += 2
-        (self.functions if self._next.text == "(" else self.references).add(name)
+        if self._next.text == "(":
+            self.functions.add(self._qualified(name))
+        elif not (is_local and self.visible[name] > 0):
+            self.references.add(name)
 
-    def _names_table(self) -> bool:
-        """TABLE t is short for SELECT * FROM t."""
-        return self._next.kind in ("word", "quoted")
+    def _opens_from(self, keyword: str) -> bool:
+        if keyword == "table":
+            # TABLE t is short for SELECT * FROM t.
+            return self._next.kind in ("word", "quoted")
+        return keyword != "from" or not self._is_distinct_from()
 
     def _is_distinct_from(self) -> bool:
         """Whether the FROM just read belongs to IS [NOT] DISTINCT FROM."""
-        before = [token.folded for token in self.stream[max(0, self.at - 4) : self.at - 1]]
-        return bool(before) and before[-1] == "distinct" and "is" in before
+        return self._before() == "distinct" and (
+            self._before(2) == "is" or (self._before(2), self._before(3)) == ("not", "is")
+        )
 
 
-def analyse_read(sql: str, *, backslash_escapes: bool = False) -> Read:
+def analyse_read(sql: str, vendor: str = "postgresql") -> Read:
     """Find tables and functions in the text of a SELECT."""
-    reader = _Reader(list(tokens(sql, backslash_escapes=backslash_escapes)))
+    reader = _Reader(list(tokens(sql, vendor)))
     reader.walk()
-    given = _common_table_expressions(reader.stream)
     return Read(
         words(sql),
-        frozenset(reader.references - given),
-        frozenset(reader.functions - given),
+        frozenset(reader.references),
+        frozenset(reader.functions),
         frozenset(reader.literals),
         reader.unclear,
     )
 
 
-def _common_table_expressions(stream: list[Token]) -> frozenset[str]:
-    """The names that WITH gives: ``name [(columns)] AS [[NOT] MATERIALIZED] (``."""
-    names: set[str] = set()
+_BODIES = frozenset("select with values insert update delete merge table (".split())
+
+
+def _common_table_expressions(stream: list[Token]) -> dict[int, int]:
+    """Where WITH gives names: ``name [(columns)] AS [[NOT] MATERIALIZED] (``.
+
+    The index of each name, and that of the parenthesis that opens its query.
+    """
+    found: dict[int, int] = {}
     if not any(token.kind == "word" and token.folded == "with" for token in stream):
-        return frozenset()
+        return found
+    opening = _opening_parentheses(stream)
     for index, token in enumerate(stream):
         if token.kind != "word" or token.folded != "as":
             continue
-        after = index + 1
-        while stream[after].folded in ("not", "materialized"):
-            after += 1
-        if stream[after].text != "(":
+        body = index + 1
+        while stream[body].folded in ("not", "materialized"):
+            body += 1
+        if stream[body].text != "(" or stream[body + 1].folded not in _BODIES:
             continue
-        if stream[after + 1].folded not in (
-            "select",
-            "with",
-            "values",
-            "insert",
-            "update",
-            "delete",
-            "merge",
-            "table",
-            "(",
-        ):
+        name = opening.get(index - 1, index) - 1
+        if name < 1 or stream[name].kind not in ("word", "quoted"):
             continue
-        before = index - 1
-        if before >= 0 and stream[before].text == ")":
-            depth = 0
-            while before >= 0:
-                depth += (stream[before].text == ")") - (stream[before].text == "(")
-                before -= 1
-                if depth == 0:
-                    break
-        if before < 0 or stream[before].kind not in ("word", "quoted"):
-            continue
-        lead = stream[before - 1] if before >= 1 else None
-        if lead is not None and (lead.text == "," or lead.folded in ("with", "recursive")):
-            names.add(stream[before].folded)
-    return frozenset(names)
+        lead = stream[name - 1]
+        if lead.text == "," or lead.folded in ("with", "recursive"):
+            found[name] = body
+    return found
+
+
+def _opening_parentheses(stream: list[Token]) -> dict[int, int]:
+    """For the index of each closing parenthesis that of the one that it closes."""
+    found: dict[int, int] = {}
+    waiting: list[int] = []
+    for index, token in enumerate(stream):
+        if token.text == "(":
+            waiting.append(index)
+        elif token.text == ")" and waiting:
+            found[index] = waiting.pop()
+    return found
 
 
 # --- statements --------------------------------------------------------------------------
@@ -310,10 +467,13 @@ class Kind(enum.Flag):
     IMPLICIT_COMMIT = enum.auto()
     """DDL and the like, which MySQL and Oracle commit at once, with all before it."""
     BEGIN = enum.auto()
+    """A transaction is open afterwards; with COMMIT or ROLLBACK, a new one."""
     COMMIT = enum.auto()
     ROLLBACK = enum.auto()
     PARTIAL_ROLLBACK = enum.auto()
     """ROLLBACK TO SAVEPOINT: undoes settings, too."""
+    RELEASE = enum.auto()
+    """SQLite's RELEASE: a commit, if the savepoint began the transaction."""
     LOCK = enum.auto()
     """Takes locks that last until the transaction ends."""
     SEARCH_PATH = enum.auto()
@@ -339,37 +499,44 @@ class Statement(NamedTuple):
 
 
 _QUALIFIED = rf"(?:{NAME}\s*\.\s*)*(?P<target>{NAME})"
+_COLUMNS = rf"\(\s*{NAME}(?:\s*,\s*{NAME})*\s*\)"
 _ONE_TARGET = re.compile(
     rf"""\s*(?:
       (?P<verb>INSERT(?:\s+OR\s+\w+)?(?:\s+IGNORE)?|REPLACE)\s+INTO\s+{_QUALIFIED}\s*
-        (?:\((?:\s*{NAME}\s*,?)*\)\s*)?(?:OVERRIDING\s+\w+\s+VALUE\s+)?(?:VALUES\b|DEFAULT\s+VALUES\b)
+        (?:{_COLUMNS}\s*)?(?:OVERRIDING\s+\w+\s+VALUE\s+)?(?:DEFAULT\s+)?VALUES\b
     | UPDATE\s+{_QUALIFIED.replace("target", "target2")}\s+SET\b
     | DELETE\s+FROM\s+{_QUALIFIED.replace("target", "target3")}\s*(?:WHERE\b|\Z)
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|\Z)|/\*(?!!).*?\*/)*([^\W\d]\w*)?", re.DOTALL)
 
-_READS = frozenset({"select", "with", "values", "table", "explain", "show", "describe", "desc"})
-_HARMLESS = frozenset(
-    """
-    pragma analyze vacuum checkpoint savepoint release declare fetch close move listen notify
-    unlisten deallocate discard comment grant revoke help kill reindex cluster
-    """.split()
-)
+# ANALYZE and EXPLAIN ANALYZE execute what follows, on some databases.
+_READS = frozenset("select with values table explain show describe desc declare analyze".split())
 _WRITES = frozenset("insert update delete merge replace into truncate copy load upsert".split())
-_SCHEMA = frozenset("create alter drop truncate rename".split())
+_SIMPLE = {
+    **dict.fromkeys(
+        """
+        vacuum checkpoint fetch close move listen notify unlisten deallocate comment help kill
+        reindex cluster
+        """.split(),
+        Kind.READ,
+    ),
+    **dict.fromkeys(("grant", "revoke"), Kind.IMPLICIT_COMMIT),
+    **dict.fromkeys(("use", "attach", "detach", "discard"), Kind.SESSION),
+    **dict.fromkeys(("lock", "unlock"), Kind.LOCK | Kind.IMPLICIT_COMMIT),
+    "abort": Kind.ROLLBACK,
+}
 _UNNAMED = frozenset("call do exec execute begin_procedure import".split())
 _TARGET_FOLLOWS = frozenset("into update from table copy truncate view join only exists".split())
-_LOCKS = re.compile(
-    r"\bfor\s+(?:no\s+key\s+)?(?:update|share|key\s+share)\b|\block\s+in\s+share\s+mode\b"
-    r"|\bpg_(?:try_)?advisory_\w*lock\w*\s*\(|\bget_lock\s*\(",
-    re.IGNORECASE,
+# What may follow BEGIN if it begins a transaction and not a block of statements.
+_BEGIN_WORDS = frozenset(
+    """
+    transaction work tran deferred immediate exclusive concurrent isolation level read only write
+    not deferrable serializable repeatable committed uncommitted with consistent snapshot ,
+    """.split()
 )
-_SETTING = re.compile(
-    r"\s*(?:SET|RESET)\s+(?:(?:SESSION|LOCAL|GLOBAL|PERSIST)\s+|@@(?:\w+\.)?)?(?P<name>[\w.@]+)",
-    re.IGNORECASE,
-)
+_SNAPSHOT_WORDS = frozenset({"serializable", "repeatable", "uncommitted", "snapshot"})
+_LOCK_FUNCTION = re.compile(r"pg_(?:try_)?advisory_(?:xact_)?lock(?:_shared)?|get_lock")
 # Settings that change neither the rows that a query returns nor their order or type.
 _HARMLESS_SETTINGS = frozenset(
     """
@@ -377,134 +544,250 @@ _HARMLESS_SETTINGS = frozenset(
     idle_in_transaction_session_timeout idle_session_timeout innodb_lock_wait_timeout
     lock_timeout log_statement maintenance_work_mem max_execution_time
     max_parallel_workers_per_gather max_statement_time optimizer_switch statement_timeout
-    synchronous_commit temp_buffers unique_checks wait_timeout work_mem sql_auto_is_null
+    synchronous_commit temp_buffers transaction unique_checks wait_timeout work_mem
+    sql_auto_is_null
     """.split()
 )
+_HARMLESS_PRAGMAS = frozenset(
+    """
+    application_id auto_vacuum busy_timeout cache_size defer_foreign_keys foreign_key_check
+    foreign_key_list foreign_keys freelist_count function_list incremental_vacuum index_info
+    index_list index_xinfo integrity_check journal_mode journal_size_limit legacy_alter_table
+    locking_mode mmap_size optimize page_count page_size quick_check synchronous table_info
+    table_list table_xinfo temp_store threads user_version wal_autocheckpoint wal_checkpoint
+    """.split()
+)
+_SCOPES = frozenset({"session", "local", "global", "persist", "persist_only"})
+_ROUTINES = frozenset({"trigger", "procedure", "function", "event", "package"})
 
 
-def classify(sql: str, *, backslash_escapes: bool = False) -> list[Statement]:
+def classify(sql: str, vendor: str = "postgresql") -> list[Statement]:
     """What executing ``sql``, which may be several statements, does."""
-    if ";" not in sql.rstrip().rstrip(";"):
-        return [_classify_one(sql.rstrip().rstrip(";"), backslash_escapes)]
-    parts: list[str] = [""]
+    if ";" not in sql.rstrip("; \t\r\n"):
+        # Quickly, without tokens: bulk inserts may be long.
+        match = _ONE_TARGET.match(sql.rstrip("; \t\r\n"))
+        if match is not None:
+            name = match["target"] or match["target2"] or match["target3"]
+            # REPLACE removes the row in the way first.
+            deletes = bool(match["target3"]) or "replace" in (match["verb"] or "").casefold()
+            return [Statement(Kind.WRITE, frozenset({fold(name)}), deletes=deletes)]
+    return [
+        _classify_one(part, sql[part[0].at : part[-1].at + len(part[-1].text)], vendor)
+        for part in _split(list(tokens(sql, vendor)))
+    ]
+
+
+def _split(stream: list[Token]) -> list[list[Token]]:
+    """The statements of a text, without the semicolons between them."""
+    parts: list[list[Token]] = [[]]
     depth = 0
-    pattern = _TOKEN_BACKSLASH if backslash_escapes else _TOKEN
-    for match in pattern.finditer(sql):
-        text = match.group()
-        if match.lastgroup == "word":
-            # A trigger's body keeps its semicolons between BEGIN and END.
-            depth += (text.casefold() in ("begin", "case") and bool(parts[-1].strip())) - (
-                text.casefold() == "end" and depth > 0
-            )
-        if text == ";" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += text
-    return [_classify_one(part, backslash_escapes) for part in parts if part.strip()]
+    for token in stream:
+        part = parts[-1]
+        if token.text == ";" and not depth:
+            parts.append([])
+            continue
+        part.append(token)
+        if part[0].folded == "create" and token.kind == "word":
+            depth = max(0, depth + _nesting(part))
+    return [part for part in parts if part]
 
 
-def _classify_one(sql: str, backslash_escapes: bool) -> Statement:
-    match = _ONE_TARGET.match(sql)
-    if match is not None:
-        name = match["target"] or match["target2"] or match["target3"]
-        verb = (match["verb"] or "").casefold()
-        # REPLACE removes the row in the way first.
-        deletes = bool(match["target3"]) or "replace" in verb
-        return Statement(Kind.WRITE, frozenset({fold(name)}), deletes=deletes)
-    first = _FIRST_WORD.match(sql)
-    verb = (first[1] or "").casefold() if first else ""
+def _nesting(part: list[Token]) -> int:
+    """How much deeper the last word leads into a trigger's or procedure's body.
+
+    A body keeps its semicolons between BEGIN and END.
+    """
+    word, before = part[-1].folded, part[-2].folded if len(part) > 1 else ""
+    if word not in ("begin", "case", "end", "if", "loop", "while", "repeat", "for"):
+        return 0
+    if all(token.folded not in _ROUTINES for token in part[:12]):
+        return 0
+    if word == "end":
+        return -1
+    if before == "end":
+        # END CASE has been counted; END IF ends nothing that was.
+        return 0 if word == "case" else 1
+    return 1 if word in ("begin", "case") else 0
+
+
+def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
+    first = next((token for token in stream if token.text != "("), _END)
+    verb = first.folded if first.kind == "word" else ""
+    if verb in _SIMPLE:
+        return Statement(_SIMPLE[verb])
     if verb in _READS:
-        return _classify_read(sql, verb, backslash_escapes)
-    if verb in _HARMLESS:
-        return Statement(Kind.READ)
+        return _classify_read(stream, sql, verb, vendor)
     if verb in ("set", "reset"):
-        return _classify_setting(sql)
-    if verb in ("use", "attach", "detach"):
-        return Statement(Kind.SESSION)
-    if verb == "begin" or (verb == "start" and "transaction" in words(sql)):
-        return Statement(Kind.BEGIN)
-    if verb in ("commit", "end"):
-        # COMMIT PREPARED publishes another session's transaction.
-        prepared = "prepared" in words(sql)
-        return Statement(Kind.UNNAMED_WRITE if prepared else Kind.COMMIT)
-    if verb == "rollback":
-        found = words(sql)
-        if "prepared" in found:
-            return Statement(Kind.READ)
-        return Statement(Kind.PARTIAL_ROLLBACK if "to" in found else Kind.ROLLBACK)
-    if verb == "abort":
-        return Statement(Kind.ROLLBACK)
-    if verb in ("prepare", "xa"):
-        return _classify_prepare(sql)
-    if verb in ("lock", "unlock"):
-        return Statement(Kind.LOCK | Kind.IMPLICIT_COMMIT)
-    if verb in _UNNAMED:
-        return Statement(Kind.UNNAMED_WRITE, mentions=words(sql))
-    kind = Kind.WRITE
+        return _classify_setting(stream, sql, vendor)
+    if verb == "pragma":
+        return Statement(_pragma(stream))
+    kind = _transaction_control(verb, stream, vendor)
+    if kind is not None:
+        return Statement(kind, mentions=words(sql) if kind & Kind.UNNAMED_WRITE else frozenset())
     found = words(sql)
-    if verb in _SCHEMA:
+    if verb in _UNNAMED:
+        return Statement(Kind.UNNAMED_WRITE, mentions=found)
+    kind = Kind.WRITE
+    if verb not in _WRITES or verb == "truncate":
         kind |= Kind.IMPLICIT_COMMIT
     if verb in ("truncate", "drop") and "cascade" in found:
         # PostgreSQL empties or drops what refers to the named tables, too.
         kind |= Kind.UNNAMED_WRITE
-    return Statement(kind, _targets(sql, backslash_escapes), found)
+    return Statement(kind, _targets(stream), found)
 
 
-def _classify_read(sql: str, verb: str, backslash_escapes: bool) -> Statement:
-    kind = Kind.READ
-    if _LOCKS.search(sql):
-        kind |= Kind.LOCK
-        sql = _LOCKS.sub(" ", sql)
+def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Statement:
+    kind = Kind.IMPLICIT_COMMIT if verb == "analyze" else Kind.READ
     found = words(sql)
-    if "set_config" in found:
-        kind |= Kind.SESSION
-    if verb in ("show", "describe", "desc") or not found & _WRITES:
+    if verb in ("show", "describe", "desc"):
         return Statement(kind, mentions=found)
-    stream = list(tokens(sql, backslash_escapes=backslash_escapes))
-    for index, token in enumerate(stream):
-        # REPLACE(…) and INSERT(…) are functions of strings, "update" in quotes is a name.
-        following = stream[index + 1].text if index + 1 < len(stream) else ""
-        if token.kind == "word" and token.folded in _WRITES and following != "(":
-            return Statement(kind | Kind.WRITE, _targets(sql, backslash_escapes), found)
+    # Where a string ends is in doubt behind a backslash, which MySQL can be told to ignore.
+    in_doubt = stream[-1].kind == "open" or (vendor == "mysql" and "\\" in sql)
+    writes = in_doubt and bool(found & _WRITES)
+    following = [*stream[1:], _END]
+    before = _END
+    for index, (token, after) in enumerate(zip(stream, following, strict=True)):
+        if token.kind in ("word", "quoted") and after.text == "(":
+            if _LOCK_FUNCTION.fullmatch(token.folded):
+                kind |= Kind.LOCK
+            elif token.folded == "set_config":
+                kind |= Kind.SESSION
+        elif token.kind == "word" and before.text != ".":
+            if _locks(token, following[index : index + 4]):
+                kind |= Kind.LOCK
+            elif token.folded in _WRITES and not (kind & Kind.LOCK and _ends_lock(token, before)):
+                writes = True
+        before = token
+    if writes:
+        return Statement(kind | Kind.WRITE, _targets(stream), found)
     return Statement(kind, mentions=found)
 
 
-def _classify_setting(sql: str) -> Statement:
+def _locks(token: Token, following: list[Token]) -> bool:
+    """Whether FOR [NO KEY] UPDATE, FOR [KEY] SHARE or LOCK IN SHARE MODE begins here."""
+    if token.folded == "lock":
+        return [after.folded for after in following[:2]] == ["in", "share"]
+    if token.folded != "for":
+        return False
+    rest = [after.folded for after in following if after.folded not in ("no", "key")]
+    return bool(rest) and rest[0] in ("update", "share")
+
+
+def _ends_lock(token: Token, before: Token) -> bool:
+    """Whether this is the UPDATE of FOR [NO KEY] UPDATE."""
+    return token.folded == "update" and before.folded in ("for", "key")
+
+
+def _transaction_control(verb: str, stream: list[Token], vendor: str) -> Kind | None:
+    """What a statement does to the transaction; None if it is about something else."""
+    rest = [token.folded if token.kind != "quoted" else token.text for token in stream[1:]]
+    second = rest[0] if rest else ""
+    chained = Kind.BEGIN if "chain" in rest and "no" not in rest else Kind.READ
+    if verb == "begin" or (verb == "start" and second == "transaction"):
+        return _begin(set(rest), vendor)
+    if verb in ("commit", "end"):
+        # COMMIT PREPARED publishes another session's transaction.
+        return Kind.UNNAMED_WRITE if second == "prepared" else Kind.COMMIT | chained
+    if verb == "rollback":
+        if second == "prepared":
+            return Kind.READ
+        return Kind.PARTIAL_ROLLBACK if "to" in rest else Kind.ROLLBACK | chained
+    if verb == "savepoint":
+        # On SQLite it begins a transaction if none is open.
+        return Kind.BEGIN if vendor == "sqlite" else Kind.READ
+    if verb == "release":
+        return Kind.RELEASE if vendor == "sqlite" else Kind.READ
+    if verb == "prepare":
+        # The rows stay invisible until COMMIT PREPARED, which invalidates everything.
+        return Kind.COMMIT if second == "transaction" else Kind.READ
+    if verb == "xa":
+        return {
+            "start": Kind.BEGIN,
+            "begin": Kind.BEGIN,
+            "commit": Kind.UNNAMED_WRITE | Kind.COMMIT,
+            "rollback": Kind.ROLLBACK,
+        }.get(second, Kind.READ)
+    return None
+
+
+def _begin(rest: set[str], vendor: str) -> Kind:
+    if rest - _BEGIN_WORDS:
+        # BEGIN NOT ATOMIC … and the blocks of PL/SQL hold statements of their own.
+        return Kind.UNNAMED_WRITE | Kind.IMPLICIT_COMMIT
+    kind = Kind.BEGIN
+    if vendor == "mysql":
+        kind |= Kind.IMPLICIT_COMMIT
+    return kind | Kind.ISOLATION if rest & _SNAPSHOT_WORDS else kind
+
+
+def _pragma(stream: list[Token]) -> Kind:
+    """PRAGMA [schema.]name [= value | (value)]"""
+    at = 3 if len(stream) > 3 and stream[2].text == "." else 1
+    name = stream[at].folded if len(stream) > at else ""
+    changes = len(stream) > at + 1 and name not in _HARMLESS_PRAGMAS
+    return Kind.SESSION if changes else Kind.READ
+
+
+def _classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
+    rest = stream[1:]
+    while len(rest) > 1 and rest[0].folded in _SCOPES:
+        rest = rest[1:]
+    name = rest[0].folded if rest else ""
+    if name == "statement":
+        # MariaDB: SET STATEMENT name = value FOR a statement that is executed.
+        at = next((i for i, token in enumerate(rest) if token.folded == "for"), len(rest) - 1)
+        return _classify_one(rest[at + 1 :] or [_END], sql, vendor)
     found = words(sql)
-    if any("isolation" in word for word in found) or "characteristics" in found:
-        safe = {"read", "committed"} <= found and "uncommitted" not in found
-        return Statement(Kind.READ if safe else Kind.ISOLATION)
-    match = _SETTING.match(sql)
-    name = match["name"].casefold() if match else ""
     if name in ("search_path", "schema"):
         if "local" in found:
             return Statement(Kind.SEARCH_PATH | Kind.LOCK)
         return Statement(Kind.SEARCH_PATH, detail=" ".join(sql.split()))
-    if name.rpartition(".")[2].lstrip("@") == "autocommit":
-        # MySQL: 0 opens a transaction, 1 commits the one that is open.
-        return Statement(Kind.COMMIT if found & {"on", "true"} or "1" in sql else Kind.BEGIN)
-    if name in ("transaction", "names", *_HARMLESS_SETTINGS):
-        return Statement(Kind.READ)
-    return Statement(Kind.SESSION)
+    if vendor == "mysql":
+        return Statement(_mysql_settings(rest, found))
+    if _is_about_isolation(found) or (name == "transaction" and "snapshot" in found):
+        return Statement(_isolation(found))
+    is_dotted = len(rest) > 1 and rest[1].text == "."
+    return Statement(Kind.READ if name in _HARMLESS_SETTINGS and not is_dotted else Kind.SESSION)
 
 
-def _classify_prepare(sql: str) -> Statement:
-    found = words(sql)
-    if {"prepare", "transaction"} <= found:
-        # The rows stay invisible until COMMIT PREPARED, which invalidates everything.
-        return Statement(Kind.COMMIT)
-    if "xa" in found:
-        if "commit" in found:
-            return Statement(Kind.UNNAMED_WRITE)
-        return Statement(Kind.BEGIN if found & {"start", "begin"} else Kind.READ)
-    return Statement(Kind.READ)
+def _is_about_isolation(found: frozenset[str]) -> bool:
+    return any("isolation" in word for word in found) or "characteristics" in found
 
 
-def _targets(sql: str, backslash_escapes: bool) -> frozenset[str]:
+def _isolation(found: frozenset[str]) -> Kind:
+    safe = {"read", "committed"} <= found and "uncommitted" not in found
+    return Kind.READ if safe else Kind.ISOLATION
+
+
+def _mysql_settings(rest: list[Token], found: frozenset[str]) -> Kind:
+    """SET [scope] name = value, [scope] name = value, …"""
+    kind = _isolation(found) if _is_about_isolation(found) else Kind.READ
+    assigned = [
+        (rest[at - 1 - (rest[at - 1].text == ":")], rest[at + 1])
+        for at, token in enumerate(rest)
+        if token.text == "=" and 0 < at < len(rest) - 1
+    ]
+    if not assigned and rest and rest[0].folded not in ("transaction", "constraints"):
+        return kind | Kind.SESSION
+    for variable, value in assigned:
+        name = variable.folded.casefold()
+        if name.startswith("@") and not name.startswith("@@"):
+            # The user's own: a query that reads one is not cached.
+            continue
+        name = name.rpartition(".")[2].lstrip("@")
+        if name == "autocommit":
+            # 0 opens a transaction, anything else commits the one that is open.
+            off = value.folded.strip("'\"").casefold() in ("0", "off", "false")
+            kind |= Kind.BEGIN if off else Kind.COMMIT
+        elif "isolation" not in name and name not in _HARMLESS_SETTINGS:
+            kind |= Kind.SESSION
+    return kind
+
+
+def _targets(stream: list[Token]) -> frozenset[str]:
     """Names behind the words that a target follows: too many rather than too few."""
     found: set[str] = set()
-    stream = list(tokens(sql, backslash_escapes=backslash_escapes))
-    stream += [Token("end", "", "")] * 2
+    stream = [*stream, _END, _END]
     index = 0
     while index < len(stream) - 2:
         token = stream[index]

@@ -168,7 +168,7 @@ def _examine(
     text: str, recorded: Iterable[str], handwritten: bool, vendor: str, settings: Settings
 ) -> Facts:
     seen = {sql.table_name(name) for name in recorded}
-    read = sql.analyse_read(text, backslash_escapes=vendor == "mysql")
+    read = sql.analyse_read(text, vendor)
     declared = {sql.fold(name): names for name, names in settings.DEPENDS_ON.items()}
     tables = seen | known.among(read.words)
     unknown = read.references - tables - declared.keys()

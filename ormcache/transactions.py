@@ -27,7 +27,7 @@ from ormcache.leases import keeper
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route, basis, route
 from ormcache.signals import tables_invalidated
-from ormcache.stores import EVERYTHING, generation
+from ormcache.stores import EVERYTHING, Store, generation
 from ormcache.stores.base import new_nonce
 
 _T = TypeVar("_T")
@@ -41,6 +41,7 @@ class ConnectionState:
         "_basis",
         "_route",
         "dirty",
+        "expected",
         "manual",
         "migrating",
         "path_in_doubt",
@@ -58,6 +59,8 @@ class ConnectionState:
         """Whether a BEGIN was sent as SQL, which Django's flags do not show."""
         self.until_end: Reason | None = None
         """Why this transaction reads from the database until it ends."""
+        self.expected: Bracket | None = None
+        """An announcement made ahead of its statement, see :func:`expect`."""
         self.migrating = False
         self._route: Route | None = None
         self._basis: tuple[object, ...] = ()
@@ -218,7 +221,15 @@ def pay(route: Route) -> bool:
 class Bracket:
     """One commit on its way: made by :func:`announce`, ended by :meth:`end`."""
 
-    __slots__ = ("_alias", "_armed_at", "_intent", "_lease", "_route", "_tables")
+    __slots__ = (
+        "_alias",
+        "_begun",
+        "_intent",
+        "_lease",
+        "_route",
+        "_started",
+        "_tables",
+    )
 
     def __init__(self, alias: str, route: Route, tables: list[str], lease: float) -> None:
         self._alias = alias
@@ -226,31 +237,82 @@ class Bracket:
         self._tables = tables
         self._lease = lease
         self._intent: str | None = None
-        self._armed_at = 0.0
+        self._started: Callable[[], None] | None = None
+        self._begun = 0.0
+
+    def start(self) -> bool:
+        """Send the announcement without waiting for its answer, if all is well with the cache.
+
+        Returns whether it was sent; then :meth:`arm` or :meth:`cancel` must follow.
+        """
+        store, breaker = self._route.store, self._route.breaker
+        if store is None or not breaker.is_closed:
+            return False
+        self._intent, self._begun = new_nonce(), time.monotonic()
+        try:
+            self._started = store.start_arm(self._route.namespace, self._intent, self._tables)
+        except CacheError:
+            self._intent = None
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """The statement for which :meth:`start` was called never came."""
+        started, self._started = self._started, None
+        if started is not None:
+            try:
+                started()
+            except CacheError:
+                # The lease ends what may have been announced.
+                return
+            self._finish()
 
     def arm(self) -> None:
         """Raises CacheUnreachable if the cache does not answer and the policy is "raise"."""
-        store = self._route.store
+        store, breaker = self._route.store, self._route.breaker
         if store is None:
             return
-        breaker = self._route.breaker
-        intent = new_nonce()
+        intent = self._intent or new_nonce()
+        self._intent = None
         try:
-            if not breaker.allows(urgent=True):
-                raise CacheError("it did not answer a moment ago")
-            while True:
-                begun = time.monotonic()
-                store.arm(self._route.namespace, intent, self._tables)
-                # Paused meanwhile, the process may have outlived its own intent.
-                if time.monotonic() - begun < self._lease / 3:
-                    break
+            if not self._confirm_start():
+                if not breaker.allows(urgent=True):
+                    raise CacheError("it did not answer a moment ago")
+                self._arm_in_time(store, intent)
         except CacheError as error:
             breaker.failed()
             self._not_armed(error)
             return
         breaker.succeeded()
-        self._intent, self._armed_at = intent, begun
+        self._intent = intent
         keeper.hold(intent, store, self._route.namespace, self._tables)
+
+    def _confirm_start(self) -> bool:
+        """Whether an announcement was sent ahead, arrived and is still fresh."""
+        started, self._started = self._started, None
+        if started is None:
+            return False
+        try:
+            started()
+        except CacheError:
+            # Once more, by the usual way, which knows what to do about errors.
+            return False
+        return self._is_fresh()
+
+    def _arm_in_time(self, store: Store, intent: str) -> None:
+        while True:
+            self._begun = time.monotonic()
+            store.arm(self._route.namespace, intent, self._tables)
+            # Paused meanwhile, the process may have outlived its own intent.
+            if self._is_fresh():
+                return
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._begun < self._lease / 3
+
+    def covers(self, tables: Iterable[str]) -> bool:
+        """Whether this announces all of ``tables``."""
+        return self._tables == [EVERYTHING] or set(tables) <= set(self._tables)
 
     def _not_armed(self, error: CacheError) -> None:
         policy = self._route.on_failure
@@ -264,18 +326,23 @@ class Bracket:
             _owe(self._route, self._tables)
             counters.count_event(self._alias, self._tables, "unannounced")
 
+    def _finish(self) -> None:
+        store, intent = self._route.store, self._intent
+        if store is None or intent is None:
+            return
+        try:
+            store.finish(self._route.namespace, intent, self._tables)
+        except CacheError:
+            # The lease ends it.
+            self._route.breaker.failed()
+
     def end(self, *, known: bool = True) -> None:
         """The statement is over. ``known``: nothing of it can take effect any more."""
-        intent, store = self._intent, self._route.store
-        if intent is None or store is None:
+        if self._intent is None:
             return
-        keeper.release(intent)
+        keeper.release(self._intent)
         if known:
-            try:
-                store.finish(self._route.namespace, intent, self._tables)
-            except CacheError:
-                # The lease ends it.
-                self._route.breaker.failed()
+            self._finish()
         counters.count_event(self._alias, self._tables, "invalidated")
         if tables_invalidated.receivers:
             tables_invalidated.send_robust(
@@ -289,13 +356,43 @@ def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> 
     Raises CacheUnreachable (a ``django.db.OperationalError``) if that fails and
     ``ON_CACHE_FAILURE`` is ``"raise"``.
     """
+    expected = state.expected
+    if expected is not None and expected.covers(tables):
+        state.expected = None
+        expected.arm()
+        return expected
+    bracket = _bracket(connection, state, tables)
+    bracket.arm()
+    return bracket
+
+
+def _bracket(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket:
     settings = current()
     names = sorted(tables)
     if EVERYTHING in names:
         names = [EVERYTHING]
-    bracket = Bracket(connection.alias, state.route(connection, settings), names, settings.LEASE)
-    bracket.arm()
-    return bracket
+    return Bracket(connection.alias, state.route(connection, settings), names, settings.LEASE)
+
+
+def expecting(connection: Any, tables: Iterable[str], work: Callable[[], _T]) -> _T:
+    """Run ``work``, which prepares and executes a statement that writes ``tables``.
+
+    In autocommit the announcement is on its way while Django compiles the statement; without
+    this, the statement would wait for a round trip to the cache.
+    """
+    state = state_of(connection)
+    if state.expected is not None or in_transaction(connection, state):
+        return work()
+    bracket = _bracket(connection, state, tables)
+    if not bracket.start():
+        return work()
+    state.expected = bracket
+    try:
+        return work()
+    finally:
+        if state.expected is bracket:
+            state.expected = None
+            bracket.cancel()
 
 
 def bracketed(

@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from django.db import connections
+from django.db.models.sql.compiler import SQLDeleteCompiler
+
 from ormcache import functions, relations, sql, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.reasons import Reason
@@ -79,7 +82,7 @@ def _as_text(text: Any, cursor: Any) -> str:
 
 def _examine(text: str, vendor: str, settings: Settings) -> Effect:
     kind, names, path = Kind.READ, set[str](), ""
-    for statement in sql.classify(text, backslash_escapes=vendor == "mysql"):
+    for statement in sql.classify(text, vendor):
         does, found = _resolve(statement, text, vendor, settings)
         if found:
             names |= relations.written_with(
@@ -138,7 +141,7 @@ def _calls_nothing_else(declared: set[str], text: str, vendor: str) -> bool:
 
     The body of PostgreSQL's DO is a string: nothing in it counts as called, nor is known.
     """
-    called = set(sql.analyse_read(text, backslash_escapes=vendor == "mysql").functions)
+    called = set(sql.analyse_read(text, vendor).functions)
     # MySQL can do without the parentheses.
     match = _CALLED.match(text)
     if match is not None:
@@ -290,6 +293,45 @@ DRIVER_METHODS = frozenset(_DRIVER_METHODS)
 """Names that ``CursorWrapper.__getattr__`` passes through to the driver."""
 
 
+# --- what is about to be written -----------------------------------------------------------
+
+
+def saving(
+    original: Callable[..., Any],
+    instance: Any,
+    raw: bool = False,
+    cls: Any = None,
+    force_insert: bool = False,
+    force_update: bool = False,
+    using: str | None = None,
+    update_fields: Any = None,
+) -> Any:
+    """``Model._save_table``: one row of one table is about to be written."""
+
+    def work() -> Any:
+        return original(instance, raw, cls, force_insert, force_update, using, update_fields)
+
+    if using is None:
+        return work()
+    table = (cls or type(instance))._meta.db_table
+    return transactions.expecting(connections[using], _written(table, deletes=False), work)
+
+
+def compiling(original: Callable[..., Any], compiler: Any, *args: Any, **kwargs: Any) -> Any:
+    """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
+    return transactions.expecting(
+        compiler.connection,
+        _written(
+            compiler.query.get_meta().db_table, deletes=isinstance(compiler, SQLDeleteCompiler)
+        ),
+        lambda: original(compiler, *args, **kwargs),
+    )
+
+
+def _written(db_table: str, *, deletes: bool) -> set[str]:
+    return relations.written_with({sql.table_name(db_table)}, current().WRITES, deletes=deletes)
+
+
 # --- taking effect -------------------------------------------------------------------------
 
 
@@ -318,7 +360,7 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
 def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transactions.Bracket | None:
     """Before a statement: note what it writes; announce it if others see that at once."""
     kind = effect.kind
-    if not kind & (_WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT):
+    if not kind & (_WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT | Kind.RELEASE):
         return None
     was_open = in_transaction(connection, state)
     if was_open:
@@ -333,6 +375,8 @@ def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transacti
 def _is_seen_at_once(connection: Any, state: ConnectionState, kind: Kind) -> bool:
     """Whether others may see what the statement does though a transaction seems open."""
     if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
+        return True
+    if kind & Kind.RELEASE and not connection.in_atomic_block:
         return True
     features, vendor = connection.features, connection.vendor
     if kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN) and not features.can_rollback_ddl:
@@ -380,7 +424,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
         state.session = Reason.SNAPSHOT
     if kind & Kind.SESSION:
         state.session = Reason.SESSION
-    if kind & Kind.COMMIT:
+    if kind & Kind.COMMIT or (kind & Kind.RELEASE and not _is_open(connection)):
         state.ended()
     elif kind & Kind.ROLLBACK:
         state.rolled_back()
@@ -396,6 +440,7 @@ def _note_search_path(connection: Any, state: ConnectionState, effect: Effect) -
     if effect.kind & Kind.LOCK:
         # SET LOCAL
         state.until_end = Reason.SESSION
+    if not effect.search_path:
         return
     state.search_path, state.path_in_doubt = effect.search_path, False
     state.path_set_here = in_transaction(connection, state)

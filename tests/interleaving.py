@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.db import connections
 
 from ormcache.conf import current
@@ -56,6 +57,7 @@ class Background(threading.Thread):
             self._error = error
         finally:
             connections.close_all()
+            caches.close_all()
 
     def result(self) -> Any:
         self.join(SECONDS)

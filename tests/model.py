@@ -424,9 +424,7 @@ class Search:
             vector = renamed(entry[0])
             entry = None if vector == _DEAD else (vector, entry[1])
         return State(
-            registers=tuple(
-                r if r is None or r.nonce is None else _tidy(r, numbers) for r in state.registers
-            ),
+            registers=tuple(r and _tidy(r, numbers) for r in state.registers),
             namespace=state.namespace,
             entry=entry,
             writers=tuple(
@@ -441,6 +439,8 @@ class Search:
 
 
 def _tidy(register: Register, numbers: dict[Any, int]) -> Register:
+    if register.nonce is None:
+        return Register(counter=1)
     return Register(numbers[register.nonce], None, tuple(sorted(register.intents)))
 
 

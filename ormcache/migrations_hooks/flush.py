@@ -1,8 +1,11 @@
 """Django's ``pre_migrate`` and ``post_migrate`` flush one database's namespace.
 
 A plan may hold RunSQL or RunPython that touch any table, so everything of that database goes,
-once before and once after. In between the migrating connection reads from the database; other
-processes go on, since each statement of a migration is announced like any other write.
+before and after. In between the migrating connection reads from the database; other processes
+go on, since each statement of a migration is announced like any other write.
+
+Django sends the signals once per app. Flushing each time is cheap, and needs no memory of
+migrations that failed and never came to their second signal.
 """
 
 from __future__ import annotations
@@ -25,20 +28,18 @@ def _is_empty(plan: Any) -> bool:
 
 
 def before(using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
-    """Receiver of ``pre_migrate``, which Django sends once per app."""
-    state = state_of(connections[using])
-    if state.migrating or _is_empty(plan):
+    """Receiver of ``pre_migrate``."""
+    if _is_empty(plan):
         return
     transactions.touch(using, {EVERYTHING})
-    state.migrating = True
+    state_of(connections[using]).migrating = True
 
 
 def after(using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
-    """Receiver of ``post_migrate``, which Django sends once per app, and so does ``flush``."""
+    """Receiver of ``post_migrate``, which ``flush`` sends, too."""
     if _is_empty(plan):
         return
-    state = state_of(connections[using])
-    state.migrating = False
+    state_of(connections[using]).migrating = False
     transactions.touch(using, {EVERYTHING})
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from django.core import mail
 from django.db import connections
@@ -21,7 +23,17 @@ from ormcache.conf import DatabaseSettings, Inherited, Settings
 from ormcache.stores import Breaker, Store, breaker_for, store_for
 
 _RUN_VARIABLE = "ORMCACHE_TEST_RUN"
-_PROCESS = os.urandom(8).hex()
+_NUMBER = "_ormcache_number"
+_process = os.urandom(8).hex()
+_numbers = itertools.count(1)
+
+
+def _new_process() -> None:
+    global _process
+    _process = os.urandom(8).hex()
+
+
+os.register_at_fork(after_in_child=_new_process)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,8 +89,12 @@ def _store(connection: Any, cache_alias: str, consistency: str) -> Store | None:
 
 
 def basis(connection: Any) -> tuple[object, ...]:
-    """What may change during the life of a connection: its database and its schema."""
-    return (connection.settings_dict["NAME"], getattr(connection, "schema_name", None))
+    """What may change during the life of a connection: its database, its schema, its process."""
+    return (
+        connection.settings_dict["NAME"],
+        getattr(connection, "schema_name", None),
+        _process,
+    )
 
 
 def _session(connection: Any) -> tuple[object, ...]:
@@ -86,7 +102,8 @@ def _session(connection: Any) -> tuple[object, ...]:
     facts = connection.settings_dict
     options = facts.get("OPTIONS") or {}
     told = (str(options.get(name, "")) for name in ("options", "init_command", "assume_role"))
-    return (*basis(connection), str(facts.get("USER", "")), *told)
+    schema = getattr(connection, "schema_name", None)
+    return (facts["NAME"], schema, str(facts.get("USER", "")), *told)
 
 
 def namespace(connection: Any, key_prefix: str) -> str:
@@ -109,10 +126,8 @@ def identity(connection: Any) -> tuple[object, ...]:
     name = facts["NAME"]
     if connection.vendor == "sqlite":
         if connection.is_in_memory_db():
-            # Another process, or another connection to ":memory:", has another database.
-            own = id(connection) if str(name) == ":memory:" else 0
-            return ("sqlite", str(name), _PROCESS, os.getpid(), own)
-        return ("sqlite", os.path.realpath(name), *_test_run())
+            return ("sqlite", str(name), _process, _own_number(connection))
+        return ("sqlite", _file_of(name), *_test_run())
     return (
         connection.vendor,
         facts.get("HOST") or "",
@@ -122,6 +137,28 @@ def identity(connection: Any) -> tuple[object, ...]:
         str((facts.get("OPTIONS") or {}).get("service", "")),
         *_test_run(),
     )
+
+
+def _own_number(connection: Any) -> int:
+    """Sets apart connections to ":memory:": each has a database of its own, in each process.
+
+    Not id(): a connection that is gone leaves its number to the next one.
+    """
+    if str(connection.settings_dict["NAME"]) != ":memory:":
+        return 0
+    facts = connection.__dict__
+    number: int = facts.get(_NUMBER) or facts.setdefault(_NUMBER, next(_numbers))
+    return number
+
+
+def _file_of(name: Any) -> str:
+    """The file of an SQLite database; its name may be a URI, as in "file:shop.db?mode=ro"."""
+    text: str = os.fspath(name)
+    if text.startswith("file:"):
+        path = unquote(text.removeprefix("file:").partition("?")[0].partition("#")[0])
+        # file:///path and file://localhost/path
+        text = re.sub(r"\A//(localhost)?(?=/)", "", path)
+    return os.path.realpath(text)
 
 
 def _test_run() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import abc
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ormcache.reasons import Reason
@@ -63,6 +63,14 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         """Announce a commit, before it is sent. Once more with the same intent renews it."""
+
+    def start_arm(self, namespace: str, intent: str, tables: Sequence[str]) -> Callable[[], None]:
+        """Begin what :meth:`arm` does; the function returned waits for its end.
+
+        Call it in any case. It raises CacheError as this method does.
+        """
+        self.arm(namespace, intent, tables)
+        return lambda: None
 
     @abc.abstractmethod
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:

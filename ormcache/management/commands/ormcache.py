@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections, models
+from django.db.models.query import RawQuerySet
 
 import ormcache
 from ormcache.conf import current
@@ -51,14 +52,37 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def flush(self, database: str | None, tables: list[str], **options: Any) -> None:
+        self._reach([database] if database else list(connections))
         if tables:
-            ormcache.invalidate(*tables, using=database)
+            try:
+                ormcache.invalidate(*tables, using=database)
+            except LookupError as error:
+                raise CommandError(str(error)) from error
         else:
             ormcache.flush(using=database)
         what = ", ".join(tables) if tables else "everything"
         self.stdout.write(
             self.style.SUCCESS(f"Invalidated {what} of {database or 'all databases'}.")
         )
+
+    def _reach(self, aliases: list[str]) -> None:
+        """Fail unless every cache answers, even where ``ON_CACHE_FAILURE`` lets writes through.
+
+        The process that owes the cache an invalidation is about to end.
+        """
+        settings = current()
+        for alias in aliases:
+            route = state_of(connections[alias]).route(connections[alias], settings)
+            if route.store is None:
+                continue
+            try:
+                # Not every cache is asked for its status.
+                route.store.read(route.namespace, "none", ())
+            except CacheError as error:
+                raise CommandError(
+                    f"Nothing was invalidated: the cache {route.cache_alias!r} of the database "
+                    f"{alias!r} does not answer: {error}"
+                ) from error
 
     def explain(self, query: str, database: str | None, **options: Any) -> None:
         names: dict[str, Any] = {model.__name__: model for model in apps.get_models()}
@@ -67,7 +91,7 @@ class Command(BaseCommand):
             queryset = eval(query, names)
         except Exception as error:
             raise CommandError(f"{query!r} fails: {type(error).__name__}: {error}") from error
-        if not isinstance(queryset, (models.QuerySet, models.Manager)):
+        if not isinstance(queryset, (models.QuerySet, models.Manager, RawQuerySet)):
             raise CommandError(
                 f"{query!r} is a {type(queryset).__name__}, not a queryset. Leave out what "
                 "evaluates it, such as .get(), .count() or a subscript."
@@ -94,6 +118,7 @@ class Command(BaseCommand):
             }
             if route.store is not None:
                 try:
+                    route.store.read(route.namespace, "none", ())
                     facts |= route.store.status(route.namespace)
                 except CacheError as error:
                     facts["cache unreachable"] = error

@@ -11,14 +11,7 @@
 -- deleted), and intents may have been lost with it: quarantine. One that is missing and unknown
 -- was never there, and is clean unless the namespace itself is younger than a lease.
 --
--- KEYS[NAMESPACE] is "*"; ARGV[1] the replication id that the caller believes in, ARGV[2] a
--- fresh nonce, ARGV[3] the caller's lease in ms.
-
-local info = redis.call('INFO', 'replication')
-if not string.find(info, 'role:master', 1, true)
-    or not string.find(info, 'master_replid:' .. ARGV[1], 1, true) then
-  return redis.error_reply('ORMCACHE another incarnation of this server')
-end
+-- ARGV[2] is a fresh nonce, ARGV[3] the caller's lease in ms.
 
 local nonce = ARGV[2]
 local lease = tonumber(ARGV[3])
@@ -80,8 +73,4 @@ local function touch(key, namespace)
     end
   end
   return register
-end
-
-local function part(register)
-  return register[1] .. ':' .. (register[2] or '')
 end

@@ -1,0 +1,208 @@
+"""Sockets to a Redis or Valkey server, with answers that nobody waits for.
+
+The settings are those of the Django cache, but the sockets are ormcache's own: redis-py's pool,
+retries and serialisers cost more than the round trip itself, and an answer that nobody waits
+for has to stay with its socket.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ormcache.conf import current
+from ormcache.exceptions import CacheError
+
+_PENDING_LIMIT = 64
+_T = TypeVar("_T")
+
+
+def pack(*parts: bytes) -> bytes:
+    """A command in Redis' wire protocol."""
+    return b"*%d\r\n%s" % (len(parts), b"".join(map(bulk, parts)))
+
+
+def bulk(part: bytes) -> bytes:
+    """One part of a command."""
+    return b"$%d\r\n%s\r\n" % (len(part), part)
+
+
+class Channel:
+    """One socket, the incarnation of the server behind it, and answers not yet read."""
+
+    def __init__(self, connection: Any, scripts: Sequence[bytes]) -> None:
+        self._connection = connection
+        self._pending = 0
+        connection.connect()
+        info = {}
+        for section in (b"server", b"replication"):
+            for line in self.call(pack(b"INFO", section)).splitlines():
+                name, _, value = line.partition(b":")
+                info[name] = value
+        if info.get(b"role") != b"master":
+            raise CacheError("the server is a replica, which cannot vouch for anything")
+        self.replid: bytes = info[b"master_replid"]
+        identity = info[b"run_id"] + self.replid
+        self.incarnation = hashlib.blake2b(identity, digest_size=8).hexdigest()
+        for text in scripts:
+            self.call(pack(b"SCRIPT", b"LOAD", text))
+
+    def call(self, command: bytes) -> Any:
+        """Send a command and wait for its answer."""
+        self.post(command)
+        return self.receive()
+
+    def send(self, command: bytes) -> None:
+        """Send a command whose answer nobody waits for."""
+        if self._pending >= _PENDING_LIMIT:
+            self._drain()
+        self.post(command)
+        self._pending += 1
+
+    def post(self, command: bytes) -> None:
+        """Send a command whose answer :meth:`receive` will fetch."""
+        self._connection.send_packed_command((command,), check_health=False)
+
+    def receive(self) -> Any:
+        """The answer to the command that was posted last."""
+        if self._pending:
+            self._drain()
+        return self._connection.read_response(disable_decoding=True)
+
+    def _drain(self) -> None:
+        """Read past the answers that nobody waited for; they came before the one that is due."""
+        while self._pending:
+            self._pending -= 1
+            try:
+                self._connection.read_response(disable_decoding=True)
+            except _failures(self._connection):
+                raise
+            except Exception:
+                # A fill or a finish that the server refused: a miss, or a lease that runs out.
+                continue
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.disconnect()
+
+
+def _library(connection_class: type[Any]) -> Any:
+    """redis-py or valkey-py, whichever the connection's class comes from."""
+    for kind in connection_class.__mro__:
+        root = kind.__module__.partition(".")[0]
+        if root in ("redis", "valkey"):
+            return importlib.import_module(root)
+    raise CacheError(f"{connection_class!r} is a connection of neither redis-py nor valkey-py")
+
+
+def _failures(connection: Any) -> tuple[type[BaseException], ...]:
+    """Errors after which a socket is of no more use."""
+    exceptions = _library(type(connection)).exceptions
+    return (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+
+
+class Channels:
+    """As many channels as are in use at once, kept for the next who needs one."""
+
+    def __init__(self, pool: Any, scripts: Sequence[bytes]) -> None:
+        self._pool = pool
+        self._scripts = scripts
+        self._idle: collections.deque[Channel] = collections.deque()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        # The sockets are the parent's: not even closed politely.
+        self._idle = collections.deque()
+
+    def _connect(self) -> Channel:
+        library = _library(self._pool.connection_class)
+        options = dict(self._pool.connection_kwargs)
+        limit = current().SOCKET_TIMEOUT
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            theirs = options.get(name)
+            options[name] = limit if theirs is None else min(limit, theirs)
+        # A dead server must cost one attempt; whether to try again is the breaker's business.
+        options["retry"] = library.retry.Retry(library.backoff.NoBackoff(), 0)
+        options.pop("health_check_interval", None)
+        return Channel(self._pool.connection_class(**options), self._scripts)
+
+    def run(self, work: Callable[..., _T], *args: Any) -> _T:
+        """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
+
+        ``work`` may be called twice. Raises CacheError if the second call fails, too.
+        """
+        try:
+            channel = self._idle.pop()
+        except IndexError:
+            return self._run_on_new(work, *args)
+        try:
+            result = work(channel, *args)
+        except BaseException as error:
+            # An interrupted exchange leaves an answer on the socket: never use it again.
+            channel.close()
+            if not isinstance(error, Exception):
+                raise
+            if type(error).__name__ == "TimeoutError":
+                raise CacheError(f"{type(error).__name__}: {error}") from error
+        else:
+            self._idle.append(channel)
+            return result
+        # Other idle sockets are likely as dead as this one.
+        self.close()
+        return self._run_on_new(work, *args)
+
+    def _run_on_new(self, work: Callable[..., _T], *args: Any) -> _T:
+        channel = None
+        try:
+            channel = self._connect()
+            result = work(channel, *args)
+        except BaseException as error:
+            if channel is not None:
+                channel.close()
+            if not isinstance(error, Exception):
+                raise
+            raise CacheError(f"{type(error).__name__}: {error}") from error
+        self._idle.append(channel)
+        return result
+
+    def start(self, command_for: Callable[[Channel], bytes]) -> Callable[[], None]:
+        """Send a command now; the function returned waits for its answer.
+
+        Both raise CacheError. The function must be called, or the channel is lost.
+        """
+        try:
+            channel = self._idle.pop()
+        except IndexError:
+            raise CacheError("there is no idle channel") from None
+        try:
+            channel.post(command_for(channel))
+        except BaseException as error:
+            channel.close()
+            if not isinstance(error, Exception):
+                raise
+            raise CacheError(f"{type(error).__name__}: {error}") from error
+
+        def wait() -> None:
+            try:
+                channel.receive()
+            except BaseException as error:
+                channel.close()
+                if not isinstance(error, Exception):
+                    raise
+                raise CacheError(f"{type(error).__name__}: {error}") from error
+            self._idle.append(channel)
+
+        return wait
+
+    def close(self) -> None:
+        """Close the idle channels."""
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return

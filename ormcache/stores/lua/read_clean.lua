@@ -1,0 +1,26 @@
+-- Answer a read. KEYS: entry, "*", register of each table.
+--
+-- A hit returns the entry. Its head is its own name and the vector of nonces under which it was
+-- made, so that it answers no other query and is valid only while no register has changed. A
+-- miss returns {head} to store under. Registers that are not clean give {"", kind, ms left}.
+--
+-- This part comes before the functions that change registers, for hits need none of them.
+
+local head = string.sub(KEYS[1], -40)
+local clean = true
+for i = 2, #KEYS do
+  local register = redis.call('HMGET', KEYS[i], 'n', 'x', 'd')
+  if not register[1] or register[3] then
+    clean = false
+    break
+  end
+  head = head .. ';' .. register[1] .. ':' .. (register[2] or '')
+end
+if clean then
+  head = head .. '|'
+  local entry = redis.call('GET', KEYS[1])
+  if entry and string.sub(entry, 1, #head) == head then
+    return entry
+  end
+  return {head}
+end

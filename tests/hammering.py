@@ -1,0 +1,212 @@
+"""Readers and writers of a few rows, as many and as fast as they can.
+
+Each row holds a number that only grows. A writer raises the *floor* of a row when its commit was
+acknowledged; no reader that begins later may see less. Numbers from `UNCOMMITTED` on are only
+written by transactions that are rolled back; no reader may see one.
+
+Nothing of Django is imported before it is needed: child processes have to set it up first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, MutableSequence
+from typing import Any, NamedTuple
+
+UNCOMMITTED = 10**6
+CONTESTED = 3
+"""So many rows are written by all writers in turn, the others by one writer each."""
+ROWS = 6
+LONGEST_REST = 0.08
+"""Seconds between two writes of a writer."""
+
+
+class Stale(NamedTuple):
+    question: str
+    floor: int
+    answer: int
+
+
+class Hammer:
+    """The rows, their floors, and what readers saw that they should not have seen."""
+
+    def __init__(
+        self,
+        using: str,
+        seconds: float,
+        keys: list[int] | None = None,
+        floors: MutableSequence[int] | None = None,
+        lock: Any = None,
+    ) -> None:
+        self.using = using
+        self.seconds = seconds
+        self.keys = make_rows(using) if keys is None else keys
+        self.floors = [0] * ROWS if floors is None else floors
+        self._lock = lock or threading.Lock()
+        self.stale: list[Stale] = []
+        self.done = 0
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def write(self, seed: int) -> None:
+        chance = random.Random(seed)
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            self.write_once(chance, seed)
+            # Without a rest between writes there would be nothing but writes.
+            time.sleep(chance.uniform(0, LONGEST_REST))
+
+    def write_once(self, chance: random.Random, seed: int) -> None:
+        from django.db import OperationalError
+
+        how = chance.choice([self._raise_contested, self._raise_own, self._write_in_vain])
+        try:
+            how(chance, seed)
+        except OperationalError as error:
+            # SQLite has one writer at a time, and waits for it only so long.
+            if "locked" not in str(error):
+                raise
+        self.done += 1
+
+    def _raise_contested(self, chance: random.Random, seed: int) -> None:
+        from django.db import transaction
+        from django.db.models import F
+
+        row = chance.randrange(CONTESTED)
+        with transaction.atomic(self.using):
+            rows = self._rows().filter(pk=self.keys[row])
+            rows.update(pages=F("pages") + 1)
+            value = rows.get().pages
+        self._raise_floor(row, value)
+
+    def _raise_own(self, chance: random.Random, seed: int) -> None:
+        row = CONTESTED + seed % (ROWS - CONTESTED)
+        value = self.floors[row] + 1
+        self._rows().filter(pk=self.keys[row]).update(pages=value)
+        self._raise_floor(row, value)
+
+    def _write_in_vain(self, chance: random.Random, seed: int) -> None:
+        from django.db import transaction
+
+        with transaction.atomic(self.using):
+            self._rows().filter(pk=self.keys[chance.randrange(CONTESTED)]).update(
+                pages=UNCOMMITTED
+            )
+            transaction.set_rollback(True, self.using)
+
+    def _raise_floor(self, row: int, value: int) -> None:
+        with self._lock:
+            self.floors[row] = max(self.floors[row], value)
+
+    async def write_async(self, seed: int) -> None:
+        from asgiref.sync import sync_to_async
+
+        chance = random.Random(seed)
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            await sync_to_async(self.write_once)(chance, seed)
+            await asyncio.sleep(chance.uniform(0, LONGEST_REST))
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def read(self, seed: int) -> None:
+        chance = random.Random(seed)
+        end = time.monotonic() + self.seconds
+        questions = [self._one, self._all, self._joined, self._greatest, self._in_transaction]
+        while time.monotonic() < end:
+            question = chance.choice(questions)
+            floors = list(self.floors)
+            self._check(question, floors, question(chance))
+
+    def _check(
+        self, question: Callable[..., Any], floors: list[int], answers: dict[int, int]
+    ) -> None:
+        self.done += 1
+        for row, answer in answers.items():
+            floor = max(floors) if row < 0 else floors[row]
+            if not floor <= answer < UNCOMMITTED:
+                self.stale.append(Stale(question.__name__, floor, answer))
+
+    def _rows(self) -> Any:
+        from tests.models import Book
+
+        return Book.objects.using(self.using)
+
+    def _one(self, chance: random.Random) -> dict[int, int]:
+        row = chance.randrange(ROWS)
+        return {row: self._rows().get(pk=self.keys[row]).pages}
+
+    def _all(self, chance: random.Random) -> dict[int, int]:
+        return {
+            self.keys.index(pk): pages for pk, pages in self._rows().values_list("pk", "pages")
+        }
+
+    def _joined(self, chance: random.Random) -> dict[int, int]:
+        books = self._rows().filter(author__name="hammer").select_related("author")
+        return {self.keys.index(book.pk): book.pages for book in books}
+
+    def _greatest(self, chance: random.Random) -> dict[int, int]:
+        from django.db.models import Max
+
+        return {-1: self._rows().aggregate(greatest=Max("pages"))["greatest"]}
+
+    def _in_transaction(self, chance: random.Random) -> dict[int, int]:
+        from django.db import transaction
+
+        with transaction.atomic(self.using):
+            return self._one(chance)
+
+    async def read_async(self, seed: int) -> None:
+        chance = random.Random(seed)
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            row = chance.randrange(ROWS)
+            floors = list(self.floors)
+            book = await self._rows().aget(pk=self.keys[row])
+            self._check(self.read_async, floors, {row: book.pages})
+
+
+def make_rows(using: str) -> list[int]:
+    from tests import factories
+
+    with factories.using(using):
+        author = factories.AuthorFactory(name="hammer")
+        return [factories.BookFactory(author=author, pages=0).pk for _ in range(ROWS)]
+
+
+# --- in a process of its own -------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    done: int
+    hits: int
+    stale: list[Stale]
+
+
+def hammer_in_process(
+    role: str,
+    seed: int,
+    cache: str,
+    hammer: tuple[Any, ...],
+    barrier: Any,
+    outcomes: Any,
+) -> None:
+    """What a child process runs: one reader or writer."""
+    import django
+
+    django.setup()
+    from django.conf import settings
+    from django.db import connections
+
+    from ormcache import counters
+
+    settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": cache}
+    mine = Hammer(*hammer)
+    barrier.wait(60)
+    getattr(mine, role)(seed)
+    counts = counters.snapshot().get(mine.using, {}).get("tests_book", {})
+    outcomes.put(Outcome(mine.done, counts.get("hit", 0), mine.stale))
+    connections.close_all()

@@ -1,0 +1,474 @@
+"""No interleaving of readers and writers makes the cache answer with what is no longer true.
+
+The threads of a test stop at named points. Where many run freely, each reader knows the least
+value that it may see: what had been committed, and acknowledged, before it began to read.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.core.cache import caches
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from tests.factories import AuthorFactory, BookFactory
+from tests.factories import using as factories_using
+from tests.hammering import ROWS, Hammer, hammer_in_process, make_rows
+from tests.interleaving import (
+    SECONDS,
+    Background,
+    pause_after,
+    pause_before,
+    record_calls,
+    session,
+    store_of,
+)
+from tests.marks import on_pairs
+from tests.models import Author, Book, Note, Tag
+from tests.watching import Watch, wait_for_quarantine
+
+on_each = on_pairs(
+    ("default", "locmem"),
+    ("postgresql", "redis"),
+    ("mariadb", "redis"),
+    ("postgresql", "memcached"),
+    transaction=True,
+)
+on_strict = on_pairs(
+    ("default", "locmem"), ("postgresql", "redis"), ("mariadb", "redis"), transaction=True
+)
+on_two = on_pairs(("default", "locmem"), ("postgresql", "redis"), transaction=True)
+on_memcached = on_pairs(("postgresql", "memcached"), transaction=True)
+
+OLD, NEW = "old", "new"
+
+
+@pytest.fixture
+def author(using: str, cached: Watch) -> Author:
+    with factories_using(using):
+        return AuthorFactory(name=OLD)
+
+
+class Names:
+    """The question of most tests: the names of all authors."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+
+    def __call__(self) -> list[str]:
+        return list(Author.objects.using(self.using).order_by("pk").values_list("name", flat=True))
+
+
+@pytest.fixture
+def names(using: str) -> Names:
+    return Names(using)
+
+
+def rename(using: str, name: str = NEW) -> None:
+    with transaction.atomic(using):
+        Author.objects.using(using).update(name=name)
+
+
+# --- a reader is overtaken -------------------------------------------------------------------
+
+
+@on_each
+def test_an_answer_that_a_commit_overtakes_on_its_way_to_the_cache_is_never_served(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    pause = pause_before(monkeypatch, store_of(using), "fill")
+    reader = Background(names)
+    pause.wait()
+    rename(using)
+    pause.end()
+    assert reader.result() == [OLD]
+    assert cached.outcomes == ["miss"]
+    assert cached.warm(names) == [NEW]
+
+
+@on_each
+def test_a_reader_that_asked_the_cache_before_a_commit_and_the_database_after_it_is_right(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    pause = pause_after(monkeypatch, store_of(using), "read")
+    reader = Background(names)
+    pause.wait()
+    rename(using)
+    pause.end()
+    assert reader.result() == [NEW]
+    assert cached.warm(names) == [NEW]
+
+
+WRITES: dict[str, tuple[Callable[[str, Author], Any], list[str]]] = {
+    "update": (lambda using, author: Author.objects.using(using).update(name=NEW), [NEW]),
+    "save": (lambda using, author: Author(pk=author.pk, name=NEW).save(using=using), [NEW]),
+    "insert": (lambda using, author: Author.objects.using(using).create(name=NEW), [OLD, NEW]),
+    "delete": (lambda using, author: Author.objects.using(using).all().delete(), []),
+    "raw": (
+        lambda using, author: (
+            connections[using].cursor().execute("UPDATE tests_author SET name = %s", [NEW])
+        ),
+        [NEW],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_an_autocommit_write_overtakes_as_a_transaction_does(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    kind: str,
+) -> None:
+    write, expected = WRITES[kind]
+    pause = pause_before(monkeypatch, store_of(using), "fill")
+    reader = Background(names)
+    pause.wait()
+    write(using, author)
+    pause.end()
+    assert reader.result() == [OLD]
+    assert cached.warm(names) == expected
+
+
+@on_each
+def test_the_first_read_of_a_table_ever_can_be_overtaken(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, cached: Watch, using: str, author: Author
+) -> None:
+    """The register of the table does not exist yet when the reader asks for it."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": f"new{random.randrange(10**9)}"}
+    wait_for_quarantine(using)
+
+    def notes() -> list[str]:
+        return list(Note.objects.using(using).values_list("text", flat=True))
+
+    pause = pause_before(monkeypatch, store_of(using), "fill")
+    reader = Background(notes)
+    pause.wait()
+    Note.objects.using(using).create(text=NEW)
+    pause.end()
+    assert reader.result() == []
+    assert cached.warm(notes) == [NEW]
+
+
+# --- a reader meets a writer -----------------------------------------------------------------
+
+
+@on_each
+def test_between_announcement_and_commit_readers_get_the_old_row_and_store_nothing(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    pause = pause_before(monkeypatch, BaseDatabaseWrapper, "_commit")
+    writer = Background(rename, using)
+    pause.wait()
+    calls = record_calls(monkeypatch, store_of(using), "fill")
+    with cached.expect("a write is being committed"):
+        assert names() == [OLD]
+    assert calls == []
+    pause.end()
+    writer.result()
+    assert cached.warm(names) == [NEW]
+
+
+@on_each
+def test_between_commit_and_its_report_readers_get_the_new_row_and_store_nothing(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    pause = pause_before(monkeypatch, store_of(using), "finish")
+    writer = Background(rename, using)
+    pause.wait()
+    calls = record_calls(monkeypatch, store_of(using), "fill")
+    with cached.expect("a write is being committed"):
+        assert names() == [NEW]
+    assert calls == []
+    pause.end()
+    writer.result()
+    assert cached.warm(names) == [NEW]
+
+
+@pytest.mark.parametrize("point", ["arm", "finish"])
+@on_two
+def test_an_autocommit_statement_is_announced_before_and_reported_after_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    point: str,
+) -> None:
+    cached.warm(names)
+    wait_at = pause_after if point == "arm" else pause_before
+    pause = wait_at(monkeypatch, store_of(using), point)
+    writer = Background(lambda: Author.objects.using(using).update(name=NEW))
+    pause.wait()
+    with cached.expect("a write is being committed"):
+        assert names() == [OLD if point == "arm" else NEW]
+    pause.end()
+    writer.result()
+    assert cached.warm(names) == [NEW]
+
+
+@on_two
+def test_a_reader_that_began_before_the_announcement_stores_nothing_that_is_served_after_it(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    """Its answer reaches the cache between announcement and commit."""
+    fill = pause_before(monkeypatch, store_of(using), "fill")
+    reader = Background(names)
+    fill.wait()
+    commit = pause_before(monkeypatch, BaseDatabaseWrapper, "_commit")
+    writer = Background(rename, using)
+    commit.wait()
+    fill.end()
+    assert reader.result() == [OLD]
+    with cached.expect("a write is being committed"):
+        assert names() == [OLD]
+    commit.end()
+    writer.result()
+    assert cached.warm(names) == [NEW]
+
+
+@on_strict
+def test_a_writer_that_ends_does_not_end_the_announcement_of_another(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    if using == "default":
+        # SQLite has one writer at a time; but one may be reporting while the next writes.
+        slow = pause_before(monkeypatch, store_of(using), "finish")
+    else:
+        slow = pause_before(monkeypatch, BaseDatabaseWrapper, "_commit")
+    first = Background(rename, using)
+    slow.wait()
+    # An INSERT: it needs no lock of the rows that the first one has changed.
+    Author.objects.using(using).create(name="another")
+    with cached.expect("a write is being committed"):
+        seen = names()
+    assert seen == ([NEW, "another"] if using == "default" else [OLD, "another"])
+    slow.end()
+    first.result()
+    assert cached.warm(names) == [NEW, "another"]
+
+
+@on_memcached
+def test_standard_consistency_has_one_window_two_overlapping_commits(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    """The first to end opens the register that the second still needs closed.
+
+    What is read meanwhile is stored, and served until the second reports its end; not longer.
+    """
+    commit = pause_before(monkeypatch, BaseDatabaseWrapper, "_commit")
+    finish = pause_before(monkeypatch, store_of(using), "finish")
+    second = Background(rename, using)
+    commit.wait()
+    Author.objects.using(using).create(name="another")
+    assert cached.warm(names) == [OLD, "another"]
+    commit.end()
+    finish.wait()
+    assert cached.hit(names) == [OLD, "another"]
+    finish.end()
+    second.result()
+    assert cached.warm(names) == [NEW, "another"]
+
+
+@pytest.mark.parametrize("first_asked", ["tests_author", "tests_book"])
+@on_memcached
+def test_registers_read_on_two_sides_of_a_commit_make_no_entry_that_is_served(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, first_asked: str
+) -> None:
+    """A cache of several servers answers for a join's tables one after the other."""
+    with factories_using(using):
+        book = BookFactory(title=OLD, author__name=OLD)
+
+    def joined() -> list[tuple[str, str]]:
+        return list(Book.objects.using(using).values_list("title", "author__name"))
+
+    def change(value: str) -> None:
+        with transaction.atomic(using):
+            Author.objects.using(using).filter(pk=book.author_id).update(name=value)
+            Book.objects.using(using).filter(pk=book.pk).update(title=value)
+
+    joined()
+    cache = caches["memcached"]
+    original = cache.get_many
+    values = iter(["a", "b", "c"])
+
+    def one_by_one(keys: list[str], *args: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        ordered = sorted(keys, key=lambda key: not key.endswith(first_asked))
+        with contextlib.ExitStack() as undo:
+            undo.callback(setattr, cache, "get_many", one_by_one)
+            cache.get_many = original
+            found |= original(ordered[:1], *args)
+            Background(change, next(values)).result()
+            found |= original(ordered[1:], *args)
+        return found
+
+    cache.get_many = one_by_one
+    try:
+        assert joined() == [("a", "a")]
+        assert joined() == [("b", "b")]
+        assert joined() == [("c", "c")]
+    finally:
+        cache.get_many = original
+    assert cached.warm(joined) == [("c", "c")]
+    assert "hit" not in cached.outcomes[:-1]
+
+
+@on_two
+def test_a_join_is_as_new_as_each_of_its_tables(cached: Watch, using: str) -> None:
+    with factories_using(using):
+        book = BookFactory(title=OLD, author__name=OLD)
+
+    def joined() -> list[tuple[str, str]]:
+        return list(Book.objects.using(using).values_list("title", "author__name"))
+
+    assert cached.warm(joined) == [(OLD, OLD)]
+    Author.objects.using(using).filter(pk=book.author_id).update(name=NEW)
+    assert cached.warm(joined) == [(OLD, NEW)]
+    Book.objects.using(using).update(title=NEW)
+    assert cached.warm(joined) == [(NEW, NEW)]
+
+
+@on_each
+def test_what_was_cached_as_missing_is_found_as_soon_as_it_is_there(
+    cached: Watch, using: str
+) -> None:
+    tags = Tag.objects.using(using)
+
+    def get() -> str:
+        try:
+            return tags.get(pk=7).name
+        except Tag.DoesNotExist:
+            return "missing"
+
+    def exists() -> bool:
+        return tags.filter(pk=7).exists()
+
+    def in_bulk() -> list[int]:
+        return list(tags.in_bulk([7]))
+
+    assert (cached.warm(get), cached.warm(exists), cached.warm(in_bulk)) == ("missing", False, [])
+    tags.create(pk=7, name=NEW)
+    assert (cached.warm(get), cached.warm(exists), cached.warm(in_bulk)) == (NEW, True, [7])
+
+
+@on_each
+def test_an_on_commit_hook_reads_the_changed_row_through_another_connection(
+    cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    seen = []
+
+    def read_elsewhere() -> None:
+        with session(using):
+            seen.append(cached.warm(names))
+
+    with transaction.atomic(using):
+        Author.objects.using(using).update(name=NEW)
+        transaction.on_commit(read_elsewhere, using)
+    assert seen == [[NEW]]
+
+
+# --- many at once ----------------------------------------------------------------------------
+
+
+def dawdle(monkeypatch: pytest.MonkeyPatch, owner: Any, *methods: str) -> None:
+    """Now and then let a thread sleep a little before or after a call of these methods."""
+    chance = random.Random(1)
+
+    def slow(original: Callable[..., Any]) -> Callable[..., Any]:
+        def dawdling(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(chance.choice([0, 0, 0, 0.0005, 0.002]))
+            result = original(*args, **kwargs)
+            time.sleep(chance.choice([0, 0, 0, 0.0005, 0.002]))
+            return result
+
+        return dawdling
+
+    for name in methods:
+        monkeypatch.setattr(owner, name, slow(getattr(owner, name)))
+
+
+@on_pairs(("default", "locmem"), ("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+def test_threads_never_read_less_than_what_was_committed_before(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str
+) -> None:
+    dawdle(monkeypatch, store_of(using), "read", "fill", "arm", "finish")
+    dawdle(monkeypatch, BaseDatabaseWrapper, "_commit")
+    hammer = Hammer(using, seconds=2.5)
+    threads = [Background(hammer.write, seed) for seed in range(3)]
+    threads += [Background(hammer.read, seed) for seed in range(4)]
+    for thread in threads:
+        thread.result()
+    assert hammer.stale == []
+    assert cached.outcomes.count("hit") > 100
+    assert len(cached.invalidated) > 20
+
+
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_processes_never_read_less_than_what_was_committed_before(
+    cached: Watch, using: str, cache: str
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    floors = context.Array("q", ROWS, lock=False)
+    hammer = (using, 4, make_rows(using), floors, context.Lock())
+    roles = ["write", "write", "read", "read"]
+    barrier, queue = context.Barrier(len(roles)), context.Queue()
+    processes = [
+        context.Process(
+            target=hammer_in_process, args=(role, seed, cache, hammer, barrier, queue), daemon=True
+        )
+        for seed, role in enumerate(roles)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(SECONDS)
+    assert [outcome.stale for outcome in outcomes] == [[]] * len(roles)
+    assert all(outcome.done > 50 for outcome in outcomes)
+    assert sum(outcome.hits for outcome in outcomes) > 100
+    assert sum(floors) > 50
+
+
+@pytest.fixture
+def separate_tasks() -> Iterator[Callable[..., Any]]:
+    """Runs a coroutine as an ASGI server runs a request: with a thread of its own."""
+
+    async def run(coroutine: Any) -> Any:
+        async with ThreadSensitiveContext():
+            try:
+                return await coroutine
+            finally:
+                await sync_to_async(connections.close_all)()
+
+    yield run
+
+
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_tasks_never_read_less_than_what_was_committed_before(
+    cached: Watch, using: str, separate_tasks: Callable[..., Any]
+) -> None:
+    hammer = Hammer(using, seconds=2)
+
+    async def everybody() -> None:
+        writers = [hammer.write_async(seed) for seed in range(2)]
+        readers = [hammer.read_async(seed) for seed in range(4)]
+        await asyncio.gather(*map(separate_tasks, [*writers, *readers]))
+
+    asyncio.run(everybody())
+    assert hammer.stale == []
+    assert cached.outcomes.count("hit") > 50

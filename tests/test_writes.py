@@ -1,0 +1,1334 @@
+"""Every way to write that Django knows, and some that it does not.
+
+A story prepares its rows, yields the questions that are asked, writes, and may yield once more
+before it cleans up. After the write each question must be answered by the database, with an
+answer other than before, and be cached anew.
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import django
+import pytest
+from asgiref.sync import async_to_sync
+from django.conf import settings as django_settings
+from django.contrib.contenttypes.models import ContentType
+from django.core.management import call_command
+from django.db import (
+    IntegrityError,
+    connections,
+    migrations,
+    models,
+    transaction,
+)
+from django.db.migrations.state import ProjectState
+from django.db.models import F, OuterRef, Subquery, Value
+from django.db.models.functions import Concat
+from django.test.utils import isolate_apps, override_settings
+
+import ormcache
+from tests import factories
+from tests.factories import (
+    AuthorFactory,
+    AuthorProfileFactory,
+    BookFactory,
+    CommentFactory,
+    ContributionFactory,
+    ItalianRestaurantFactory,
+    PlaceFactory,
+    PublisherFactory,
+    RestaurantFactory,
+    TagFactory,
+)
+from tests.marks import DATABASES, on_databases
+from tests.models import (
+    Author,
+    AuthorBooks,
+    AuthorProfile,
+    Book,
+    Category,
+    CheapBook,
+    Comment,
+    Contribution,
+    DatabaseDefault,
+    Generated,
+    ItalianRestaurant,
+    Legacy,
+    Note,
+    Place,
+    Publisher,
+    Restaurant,
+    Tag,
+)
+from tests.watching import Watch
+
+Question = Callable[[], Any]
+Story = Callable[[str], Iterator[Any]]
+
+SQLITE, POSTGRESQL, MARIADB = DATABASES
+
+_stories: list[Any] = []
+
+
+def story(*databases: str) -> Callable[[Story], Story]:
+    """Tell the story on each of these databases, or on all."""
+
+    def register(tell: Story) -> Story:
+        for place in on_databases(*databases, transaction=True).args[1]:
+            (alias,) = place.values
+            _stories.append(
+                pytest.param(alias, tell, marks=place.marks, id=f"{tell.__name__}-{alias}")
+            )
+        return tell
+
+    return register
+
+
+def rows(model: type[models.Model], db: str) -> Question:
+    """All rows of a model, with all columns."""
+    manager = model._base_manager
+    return lambda: list(manager.using(db).order_by("pk").values_list())
+
+
+def run(db: str, statement: Any, params: Any = None) -> None:
+    with connections[db].cursor() as cursor:
+        cursor.execute(statement, params)
+
+
+def quoted(model: type[models.Model], db: str) -> str:
+    return connections[db].ops.quote_name(model._meta.db_table)
+
+
+@contextlib.contextmanager
+def made(db: str, create: str, drop: str) -> Iterator[None]:
+    """Something that the flush after a test would leave behind."""
+    run(db, create)
+    try:
+        yield
+    finally:
+        run(db, drop)
+
+
+@contextlib.contextmanager
+def told(**options: Any) -> Iterator[None]:
+    """Options of ORMCACHE."""
+    with override_settings(ORMCACHE={**django_settings.ORMCACHE, **options}):
+        yield
+
+
+@contextlib.contextmanager
+def tables_of(db: str, *made_here: type[models.Model]) -> Iterator[None]:
+    """Tables for models that are not in the registry."""
+    connection = connections[db]
+    with connection.schema_editor() as editor:
+        for model in made_here:
+            editor.create_model(model)
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            there = connection.introspection.table_names(cursor)
+        with connection.schema_editor() as editor:
+            for model in reversed(made_here):
+                if model._meta.db_table.rpartition('"')[2] in there:
+                    editor.delete_model(model)
+
+
+def procedure(db: str, name: str, body: str) -> contextlib.AbstractContextManager[None]:
+    if db == POSTGRESQL:
+        body = f"LANGUAGE SQL AS $$ {body} $$"
+    return made(db, f"CREATE PROCEDURE {name}() {body}", f"DROP PROCEDURE {name}")
+
+
+def function(db: str, name: str, body: str) -> contextlib.AbstractContextManager[None]:
+    if db == POSTGRESQL:
+        body = f"RETURNS integer LANGUAGE SQL AS $$ {body}; SELECT 1 $$"
+    else:
+        body = f"RETURNS integer BEGIN {body}; RETURN 1; END"
+    return made(db, f"CREATE FUNCTION {name}() {body}", f"DROP FUNCTION {name}")
+
+
+# --- one object ----------------------------------------------------------------------------
+
+
+@story()
+def save_inserts(db):
+    yield rows(Author, db)
+    Author(name="new").save(using=db)
+
+
+@story()
+def save_updates(db):
+    author = AuthorFactory()
+    yield rows(Author, db), lambda: Author.objects.using(db).get(pk=author.pk).name
+    author.name = "new"
+    author.save()
+
+
+@story()
+def save_of_named_fields_updates(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    author.born = date(1900, 1, 1)
+    author.save(update_fields=["born"])
+
+
+@story()
+def save_of_an_expression_updates(db):
+    book = BookFactory()
+    yield rows(Book, db)
+    book.pages = F("pages") + 1
+    book.save()
+
+
+@story()
+def save_of_a_model_with_generated_columns_updates(db):
+    # Since Django 6.0 this UPDATE has a RETURNING clause, and a method of its own.
+    rectangle = Generated.objects.using(db).create(width=2, height=3)
+    yield rows(Generated, db)
+    rectangle.width = 4
+    rectangle.save()
+
+
+@story()
+def save_of_a_model_with_database_defaults_updates(db):
+    row = DatabaseDefault.objects.using(db).create()
+    yield rows(DatabaseDefault, db)
+    row.name = "new"
+    row.save()
+
+
+@story()
+def create_with_database_defaults_inserts(db):
+    yield rows(DatabaseDefault, db)
+    DatabaseDefault.objects.using(db).create()
+
+
+@story()
+def create_inserts(db):
+    yield rows(Tag, db), Tag.objects.using(db).filter(name="new").exists
+    Tag.objects.using(db).create(name="new")
+
+
+@story()
+def asynchronous_create_inserts(db):
+    yield rows(Tag, db)
+    async_to_sync(Tag.objects.using(db).acreate)(name="new")
+
+
+@story()
+def get_or_create_inserts(db):
+    yield rows(Tag, db), Tag.objects.using(db).filter(name="new").first
+    Tag.objects.using(db).get_or_create(name="new")
+
+
+@story()
+def update_or_create_updates(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    Author.objects.using(db).update_or_create(pk=author.pk, defaults={"name": "new"})
+
+
+@story()
+def save_in_a_committed_transaction(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    with transaction.atomic(using=db):
+        locked = Author.objects.using(db).select_for_update().get(pk=author.pk)
+        locked.name = "new"
+        locked.save()
+
+
+# --- many objects --------------------------------------------------------------------------
+
+
+@story()
+def bulk_create_inserts(db):
+    yield rows(Tag, db)
+    Tag.objects.using(db).bulk_create([Tag(name="new"), Tag(name="newer")])
+
+
+@story()
+def bulk_create_that_ignores_conflicts_inserts(db):
+    TagFactory(name="old")
+    yield rows(Tag, db)
+    Tag.objects.using(db).bulk_create([Tag(name="old"), Tag(name="new")], ignore_conflicts=True)
+
+
+@story()
+def bulk_create_that_updates_on_conflict(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    # MariaDB finds the conflict by itself.
+    unique = [] if db == MARIADB else ["id"]
+    Author.objects.using(db).bulk_create(
+        [Author(pk=author.pk, name="new")],
+        update_conflicts=True,
+        update_fields=["name"],
+        unique_fields=unique,
+    )
+
+
+@story()
+def bulk_update_updates(db):
+    authors = AuthorFactory.create_batch(2)
+    yield rows(Author, db)
+    for author in authors:
+        author.name = "new"
+    Author.objects.using(db).bulk_update(authors, ["name"])
+
+
+@story()
+def update_of_a_queryset(db):
+    AuthorFactory()
+    yield rows(Author, db), Author.objects.using(db).filter(name="new").count
+    Author.objects.using(db).update(name="new")
+
+
+@story()
+def update_filtered_over_a_relation(db):
+    book = BookFactory()
+    yield rows(Book, db)
+    Book.objects.using(db).filter(author__name=book.author.name).update(pages=1)
+
+
+@story()
+def update_by_a_subquery(db):
+    BookFactory()
+    yield rows(Book, db)
+    author = Author.objects.filter(pk=OuterRef("author")).values("name")[:1]
+    Book.objects.using(db).update(title=Concat(Subquery(author), Value("!")))
+
+
+@story()
+def update_of_what_a_subquery_selects(db):
+    BookFactory()
+    yield rows(Book, db)
+    Book.objects.using(db).filter(author__in=Author.objects.using(db).all()).update(pages=1)
+
+
+@story()
+def raw_query_that_returns_what_it_writes(db):
+    TagFactory(name="old")
+    yield rows(Tag, db)
+    statement = (
+        "INSERT INTO tests_tag (name) VALUES ('new') RETURNING id, name"
+        if db == MARIADB
+        else "UPDATE tests_tag SET name = 'new' RETURNING id, name"
+    )
+    assert [tag.name for tag in Tag.objects.using(db).raw(statement)] == ["new"]
+
+
+# --- deletes -------------------------------------------------------------------------------
+
+
+@story()
+def fast_delete(db):
+    note = Note.objects.using(db).create()
+    yield rows(Note, db), lambda: Note.objects.using(db).filter(pk=note.pk).exists()
+    note.delete()
+
+
+@story()
+def delete_of_a_queryset(db):
+    TagFactory()
+    yield rows(Tag, db)
+    Tag.objects.using(db).all().delete()
+
+
+@story()
+def delete_takes_collected_rows_along(db):
+    book = BookFactory(tags=[TagFactory()])
+    AuthorProfileFactory(author=book.author)
+    yield rows(Author, db), rows(Book, db), rows(AuthorProfile, db), rows(Book.tags.through, db)
+    book.author.delete()
+
+
+@story()
+def delete_goes_down_a_tree(db):
+    root = Category.objects.using(db).create(name="root")
+    Category.objects.using(db).create(name="leaf", parent=root)
+    yield rows(Category, db), Category.objects.using(db).filter(name="leaf").exists
+    root.delete()
+
+
+@story()
+def delete_sets_null(db):
+    publisher = PublisherFactory()
+    BookFactory(publisher=publisher)
+    yield rows(Publisher, db), rows(Book, db)
+    publisher.delete()
+
+
+@story()
+def delete_sets_a_default(db):
+    with isolate_apps("tests"):
+
+        class Shelf(models.Model):
+            class Meta:
+                app_label = "tests"
+
+        class Item(models.Model):
+            shelf = models.ForeignKey(Shelf, models.SET_DEFAULT, default=1)
+
+            class Meta:
+                app_label = "tests"
+
+    with tables_of(db, Shelf, Item):
+        for pk in (1, 2):
+            Shelf.objects.using(db).create(pk=pk)
+        Item.objects.using(db).create(shelf_id=2)
+        yield rows(Shelf, db), rows(Item, db)
+        Shelf.objects.using(db).get(pk=2).delete()
+        yield
+
+
+@story()
+def delete_takes_generic_relations_along(db):
+    comment = CommentFactory(content_type=ContentType.objects.db_manager(db).get_for_model(Book))
+    yield rows(Comment, db)
+    comment.subject.delete()
+
+
+if django.VERSION >= (6, 1):
+    from tests.models import Child, Friend, Grandparent, Parent, Ward
+
+    @story()
+    def delete_that_the_database_passes_on(db):
+        grandparent = Grandparent.objects.using(db).create(name="g")
+        parent = Parent.objects.using(db).create(name="p", grandparent=grandparent)
+        Child.objects.using(db).create(name="c", parent=parent)
+        Friend.objects.using(db).create(name="f", parent=parent)
+        yield rows(Grandparent, db), rows(Parent, db), rows(Child, db), rows(Friend, db)
+        Grandparent.objects.using(db).filter(pk=grandparent.pk).delete()
+
+    @story(SQLITE, POSTGRESQL)
+    def delete_after_which_the_database_sets_a_default(db):
+        Grandparent.objects.using(db).create(pk=1, name="default")
+        grandparent = Grandparent.objects.using(db).create(pk=2, name="other")
+        Ward.objects.using(db).create(name="w", guardian=grandparent)
+        yield rows(Ward, db)
+        grandparent.delete()
+
+    @story()
+    def raw_delete_that_the_database_passes_on(db):
+        parent = Parent.objects.using(db).create(
+            name="p", grandparent=Grandparent.objects.using(db).create(name="g")
+        )
+        Child.objects.using(db).create(name="c", parent=parent)
+        yield rows(Parent, db), rows(Child, db)
+        run(db, "DELETE FROM tests_grandparent")
+
+    @story(SQLITE, MARIADB)
+    def replace_that_the_database_passes_on(db):
+        # REPLACE deletes the row in the way, and with it what refers to that.
+        grandparent = Grandparent.objects.using(db).create(name="g")
+        Parent.objects.using(db).create(name="p", grandparent=grandparent)
+        yield rows(Parent, db)
+        run(db, "REPLACE INTO tests_grandparent (id, name) VALUES (%s, 'new')", [grandparent.pk])
+
+
+# --- relations -----------------------------------------------------------------------------
+
+
+def _tags_of(book: Book, db: str) -> Question:
+    return lambda: list(
+        Tag.objects.using(db).filter(books=book.pk).order_by("name").values_list("name", flat=True)
+    )
+
+
+def _books_of(tag: Tag, db: str) -> Question:
+    return lambda: Book.objects.using(db).filter(tags=tag.pk).count()
+
+
+@story()
+def many_to_many_add(db):
+    book, tag = BookFactory(), TagFactory()
+    yield _tags_of(book, db), _books_of(tag, db), rows(Book.tags.through, db)
+    book.tags.add(tag)
+
+
+@story()
+def many_to_many_add_from_the_other_side(db):
+    book, tag = BookFactory(), TagFactory()
+    yield _tags_of(book, db), _books_of(tag, db)
+    tag.books.add(book)
+
+
+@story()
+def many_to_many_remove(db):
+    tag = TagFactory()
+    book = BookFactory(tags=[tag])
+    yield _tags_of(book, db), _books_of(tag, db)
+    book.tags.remove(tag)
+
+
+@story()
+def many_to_many_remove_from_the_other_side(db):
+    tag = TagFactory()
+    book = BookFactory(tags=[tag])
+    yield _tags_of(book, db), _books_of(tag, db)
+    tag.books.remove(book)
+
+
+@story()
+def many_to_many_set(db):
+    book = BookFactory(tags=[TagFactory()])
+    yield _tags_of(book, db)
+    book.tags.set([TagFactory()])
+
+
+@story()
+def many_to_many_clear(db):
+    tag = TagFactory()
+    book = BookFactory(tags=[tag])
+    yield _tags_of(book, db), _books_of(tag, db)
+    book.tags.clear()
+
+
+@story()
+def many_to_many_clear_from_the_other_side(db):
+    tag = TagFactory()
+    book = BookFactory(tags=[tag])
+    yield _tags_of(book, db), _books_of(tag, db)
+    tag.books.clear()
+
+
+@story()
+def prefetched_relation(db):
+    book, tag = BookFactory(), TagFactory()
+
+    def tags() -> list[str]:
+        again = Book(pk=book.pk)
+        again._state.db = db
+        models.prefetch_related_objects([again], "tags")
+        return [tag.name for tag in again.tags.all()]
+
+    yield tags
+    book.tags.add(tag)
+
+
+@story()
+def rows_between_two_models(db):
+    book, author = BookFactory(), AuthorFactory()
+    yield (
+        rows(Contribution, db),
+        lambda: list(author.contributed_books.values_list("pk")),
+        lambda: list(book.contributors.values_list("pk")),
+    )
+    ContributionFactory(book=book, author=author)
+
+
+@story()
+def reverse_foreign_key_add(db):
+    author, book = AuthorFactory(), BookFactory()
+    yield lambda: author.books.count(), rows(Book, db)
+    author.books.add(book)
+
+
+@story()
+def reverse_foreign_key_clear(db):
+    publisher = PublisherFactory()
+    BookFactory(publisher=publisher)
+    yield lambda: publisher.books.count(), rows(Book, db)
+    publisher.books.clear()
+
+
+@story()
+def reverse_foreign_key_set(db):
+    publisher = PublisherFactory()
+    BookFactory(publisher=publisher)
+    yield lambda: list(publisher.books.values_list("pk")), rows(Book, db)
+    publisher.books.set([BookFactory()])
+
+
+@story()
+def generic_relation_create(db):
+    book = BookFactory()
+    ContentType.objects.db_manager(db).get_for_model(Book)
+    yield lambda: book.comments.count(), rows(Comment, db)
+    book.comments.create(text="new")
+
+
+@story()
+def joined_table(db):
+    author = BookFactory().author
+    yield (
+        lambda: [b.author.name for b in Book.objects.using(db).select_related("author")],
+        lambda: Book.objects.using(db).filter(author__name="new").count(),
+    )
+    author.name = "new"
+    author.save()
+
+
+# --- several models on one row -------------------------------------------------------------
+
+
+@story()
+def create_of_a_proxy_is_seen_by_its_model(db):
+    author = AuthorFactory()
+    yield rows(Book, db)
+    CheapBook.objects.using(db).create(title="new", author=author, price=1)
+
+
+@story()
+def update_of_a_model_is_seen_by_its_proxy(db):
+    BookFactory(price=50)
+    yield lambda: CheapBook.objects.using(db).count(), rows(Book, db)
+    Book.objects.using(db).update(price=1)
+
+
+@story()
+def save_of_a_child_is_seen_by_its_parents(db):
+    trattoria = ItalianRestaurantFactory()
+    yield rows(Place, db), rows(Restaurant, db), rows(ItalianRestaurant, db)
+    trattoria.name, trattoria.stars, trattoria.serves_pizza = "new", 3, False
+    trattoria.save()
+
+
+@story()
+def save_of_a_parent_is_seen_by_its_children(db):
+    trattoria = ItalianRestaurantFactory()
+    yield rows(Place, db), rows(Restaurant, db), rows(ItalianRestaurant, db)
+    place = Place.objects.using(db).get(pk=trattoria.pk)
+    place.name = "new"
+    place.save()
+
+
+@story()
+def update_of_inherited_and_own_columns(db):
+    ItalianRestaurantFactory()
+    yield rows(Place, db), rows(Restaurant, db), rows(ItalianRestaurant, db)
+    ItalianRestaurant.objects.using(db).update(name="new", stars=2, serves_pizza=False)
+
+
+@story()
+def creation_of_a_child_is_seen_by_its_parents(db):
+    yield rows(Place, db), rows(Restaurant, db)
+    RestaurantFactory()
+
+
+@story()
+def child_made_of_a_parent(db):
+    place = PlaceFactory()
+    yield rows(Restaurant, db)
+    restaurant = Restaurant(place_ptr=place, stars=1)
+    restaurant._state.db = db
+    restaurant.save_base(raw=True, using=db, force_insert=True)
+
+
+@story()
+def delete_of_a_child_is_seen_by_its_parents(db):
+    trattoria = ItalianRestaurantFactory()
+    yield rows(Place, db), rows(Restaurant, db), rows(ItalianRestaurant, db)
+    trattoria.delete()
+
+
+@story()
+def delete_that_keeps_the_parents(db):
+    trattoria = ItalianRestaurantFactory()
+    yield rows(ItalianRestaurant, db)
+    trattoria.delete(keep_parents=True)
+
+
+@story()
+def delete_of_a_parent_is_seen_by_its_children(db):
+    trattoria = ItalianRestaurantFactory()
+    yield rows(Place, db), rows(Restaurant, db), rows(ItalianRestaurant, db)
+    Place.objects.using(db).filter(pk=trattoria.pk).delete()
+
+
+# --- SQL by hand ---------------------------------------------------------------------------
+
+
+@story()
+def raw_insert(db):
+    yield rows(Tag, db)
+    run(db, "INSERT INTO tests_tag (name) VALUES (%s)", ["new"])
+
+
+@story()
+def raw_update(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, "UPDATE tests_author SET name = 'new'")
+
+
+@story()
+def raw_delete(db):
+    TagFactory()
+    yield rows(Tag, db)
+    run(db, "/* by hand */ delete\nfrom tests_tag")
+
+
+@story()
+def raw_executemany(db):
+    authors = AuthorFactory.create_batch(2)
+    yield rows(Author, db)
+    with connections[db].cursor() as cursor:
+        cursor.executemany(
+            "UPDATE tests_author SET name = %s WHERE id = %s",
+            [("new", author.pk) for author in authors],
+        )
+
+
+@story(SQLITE, MARIADB)
+def executemany_that_fails_half_way_in_autocommit(db):
+    tags = TagFactory.create_batch(2)
+    yield rows(Tag, db)
+    with pytest.raises(IntegrityError), connections[db].cursor() as cursor:
+        cursor.executemany(
+            "UPDATE tests_tag SET name = %s WHERE id = %s", [("new", tag.pk) for tag in tags]
+        )
+
+
+@story(POSTGRESQL, MARIADB)
+def sql_in_bytes(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, b"UPDATE tests_author SET name = 'new'")
+
+
+@story(SQLITE, MARIADB)
+def replace(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    run(db, "REPLACE INTO tests_author (id, name) VALUES (%s, 'new')", [author.pk])
+
+
+@story(MARIADB)
+def replace_by_its_shortest_form(db):
+    yield rows(Note, db)
+    run(db, "REPLACE tests_note SET text = 'new'")
+
+
+@story(MARIADB)
+def insert_without_into(db):
+    yield rows(Note, db)
+    run(db, "INSERT tests_note (text) VALUES ('new')")
+
+
+@story(MARIADB)
+def update_with_a_modifier(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, "UPDATE LOW_PRIORITY IGNORE tests_author SET name = 'new'")
+
+
+@story(POSTGRESQL, MARIADB)
+def truncate(db):
+    Note.objects.using(db).create()
+    yield rows(Note, db)
+    run(db, "TRUNCATE tests_note")
+
+
+@story(POSTGRESQL)
+def truncate_that_cascades(db):
+    BookFactory(tags=[TagFactory()])
+    # Neither table is named.
+    yield rows(Book, db), rows(Book.tags.through, db)
+    run(db, "TRUNCATE tests_author CASCADE")
+
+
+@story(POSTGRESQL)
+def merge(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    run(
+        db,
+        "MERGE INTO tests_author a USING (SELECT %s::bigint AS id) n ON a.id = n.id "
+        "WHEN MATCHED THEN UPDATE SET name = 'new'",
+        [author.pk],
+    )
+
+
+@story(POSTGRESQL)
+def common_table_expression_that_writes(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(
+        db,
+        "WITH changed AS (UPDATE tests_author SET name = 'new' RETURNING id) "
+        "SELECT COUNT(*) FROM changed",
+    )
+
+
+@story(SQLITE, POSTGRESQL)
+def write_behind_a_common_table_expression(db):
+    yield rows(Tag, db)
+    run(
+        db,
+        "WITH fresh(name) AS (SELECT 'new') INSERT INTO tests_tag (name) SELECT name FROM fresh",
+    )
+
+
+@story()
+def insert_of_a_selection(db):
+    AuthorFactory()
+    yield rows(Tag, db)
+    run(db, "INSERT INTO tests_tag (name) SELECT name FROM tests_author")
+
+
+@story(SQLITE, POSTGRESQL)
+def insert_with_on_conflict(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    run(
+        db,
+        "INSERT INTO tests_author (id, name) VALUES (%s, 'new') "
+        "ON CONFLICT (id) DO UPDATE SET name = excluded.name",
+        [author.pk],
+    )
+
+
+@story(MARIADB)
+def insert_with_on_duplicate_key(db):
+    author = AuthorFactory()
+    yield rows(Author, db)
+    run(
+        db,
+        "INSERT INTO tests_author (id, name) VALUES (%s, 'new') "
+        "ON DUPLICATE KEY UPDATE name = VALUES(name)",
+        [author.pk],
+    )
+
+
+@story(MARIADB)
+def update_of_two_tables(db):
+    BookFactory()
+    yield rows(Author, db), rows(Book, db)
+    run(
+        db,
+        "UPDATE tests_author a, tests_book b SET a.name = 'new', b.title = 'new' "
+        "WHERE b.author_id = a.id",
+    )
+
+
+@story(MARIADB)
+def update_of_the_joined_table(db):
+    BookFactory()
+    yield rows(Book, db)
+    run(
+        db,
+        "UPDATE tests_author a JOIN tests_book b ON b.author_id = a.id SET b.title = 'new'",
+    )
+
+
+@story(MARIADB)
+def delete_from_two_tables(db):
+    ContributionFactory()
+    AuthorProfileFactory()
+    yield rows(Contribution, db), rows(AuthorProfile, db)
+    run(db, "DELETE c, p FROM tests_contribution c, tests_authorprofile p")
+
+
+@story(MARIADB)
+def delete_from_one_of_two_tables(db):
+    ContributionFactory()
+    yield rows(Contribution, db)
+    run(db, "DELETE FROM c USING tests_contribution c JOIN tests_book b ON b.id = c.book_id")
+
+
+@story(POSTGRESQL)
+def delete_by_a_second_table(db):
+    ContributionFactory()
+    yield rows(Contribution, db)
+    run(db, "DELETE FROM tests_contribution c USING tests_book b WHERE b.id = c.book_id")
+
+
+@story(SQLITE, POSTGRESQL)
+def update_from_a_second_table(db):
+    BookFactory()
+    yield rows(Book, db)
+    run(
+        db,
+        "UPDATE tests_book SET title = a.name FROM tests_author a "
+        "WHERE a.id = tests_book.author_id",
+    )
+
+
+@story(POSTGRESQL)
+def several_statements(db):
+    AuthorFactory()
+    yield rows(Author, db), rows(Tag, db)
+    run(db, "UPDATE tests_author SET name = 'new'; INSERT INTO tests_tag (name) VALUES (';')")
+
+
+@story(POSTGRESQL)
+def several_statements_with_a_transaction_of_their_own(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, "BEGIN; UPDATE tests_author SET name = 'new'; COMMIT")
+
+
+@story()
+def transaction_by_hand(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, "BEGIN")
+    run(db, "UPDATE tests_author SET name = 'new'")
+    run(db, "COMMIT")
+
+
+@story(SQLITE)
+def executescript(db):
+    AuthorFactory()
+    yield rows(Author, db), rows(Tag, db)
+    with connections[db].cursor() as cursor:
+        cursor.executescript(
+            "UPDATE tests_author SET name = 'new'; INSERT INTO tests_tag (name) VALUES ('new');"
+        )
+
+
+@story(SQLITE)
+def executescript_with_a_transaction_of_its_own(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    with connections[db].cursor() as cursor:
+        cursor.executescript("BEGIN; UPDATE tests_author SET name = 'new'; COMMIT;")
+
+
+@story(POSTGRESQL)
+def composed_sql(db):
+    from psycopg import sql
+
+    AuthorFactory()
+    yield rows(Author, db)
+    run(
+        db,
+        sql.SQL("UPDATE {} SET {} = {}").format(
+            sql.Identifier("tests_author"), sql.Identifier("name"), sql.Literal("new")
+        ),
+    )
+
+
+@story(POSTGRESQL)
+def sql_of_psycopg(db):
+    from psycopg import sql
+
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, sql.SQL("UPDATE tests_author SET name = 'new'"))
+
+
+@story(POSTGRESQL)
+def copy(db):
+    yield rows(Tag, db)
+    with connections[db].cursor() as cursor, cursor.copy("COPY tests_tag (name) FROM STDIN") as to:
+        to.write_row(["new"])
+
+
+@story(POSTGRESQL)
+def copy_in_a_transaction(db):
+    yield rows(Tag, db)
+    with (
+        transaction.atomic(using=db),
+        connections[db].cursor() as cursor,
+        cursor.copy("COPY tests_tag (name) FROM STDIN") as to,
+    ):
+        to.write_row(["new"])
+
+
+@story(POSTGRESQL)
+def stream(db):
+    AuthorFactory.create_batch(2)
+    yield rows(Author, db)
+    with connections[db].cursor() as cursor:
+        statement = "UPDATE tests_author SET name = 'new' RETURNING name"
+        assert list(cursor.stream(statement)) == [("new",), ("new",)]
+
+
+@story(POSTGRESQL)
+def stream_in_a_transaction(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    with transaction.atomic(using=db), connections[db].cursor() as cursor:
+        assert list(cursor.stream("UPDATE tests_author SET name = 'new' RETURNING name"))
+
+
+@story(MARIADB)
+def load_data(db):
+    TagFactory(name="old")
+    with connections[db].cursor() as cursor:
+        cursor.execute("SELECT CONCAT(@@datadir, 'tests_tag.txt')")
+        (file,) = cursor.fetchone()
+        cursor.execute(f"SELECT 'new' INTO OUTFILE '{file}'")
+    yield rows(Tag, db)
+    run(db, f"LOAD DATA INFILE '{file}' INTO TABLE tests_tag (name)")
+
+
+@story()
+def write_inside_disabled(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    with ormcache.disabled():
+        Author.objects.using(db).update(name="new")
+
+
+# --- names of tables -----------------------------------------------------------------------
+
+
+@story()
+def table_with_a_capital(db):
+    Legacy.objects.using(db).create(name="old")
+    yield rows(Legacy, db)
+    run(db, f"UPDATE {quoted(Legacy, db)} SET name = 'new'")
+
+
+@story(SQLITE)
+def table_in_another_case(db):
+    Legacy.objects.using(db).create(name="old")
+    yield rows(Legacy, db)
+    run(db, "UPDATE LEGACYTABLE SET name = 'new'")
+
+
+def _shelf(table: str) -> Any:
+    with isolate_apps("tests"):
+
+        class Shelf(models.Model):
+            name = models.CharField(max_length=20)
+
+            class Meta:
+                app_label = "tests"
+                db_table = table
+
+    return Shelf
+
+
+@story()
+def table_with_spaces_and_dashes(db):
+    shelf = _shelf("a shelf-mark")
+    with tables_of(db, shelf):
+        shelf.objects.using(db).create(name="old")
+        yield rows(shelf, db)
+        shelf.objects.using(db).update(name="new")
+        yield
+
+
+@story()
+def table_with_spaces_and_dashes_by_hand(db):
+    shelf = _shelf("a shelf-mark")
+    with tables_of(db, shelf):
+        shelf.objects.using(db).create(name="old")
+        yield rows(shelf, db)
+        run(db, f"DELETE FROM {quoted(shelf, db)}")
+        yield
+
+
+@story(SQLITE, POSTGRESQL)
+def table_with_a_schema(db):
+    schema = "main" if db == SQLITE else "public"
+    plain, qualified = _shelf("tests_shelf"), _shelf(f'{schema}"."tests_shelf')
+    with tables_of(db, plain):
+        plain.objects.using(db).create(name="old")
+        yield rows(plain, db), rows(qualified, db)
+        qualified.objects.using(db).update(name="new")
+        yield
+
+
+@story(SQLITE, POSTGRESQL)
+def table_with_a_schema_by_hand(db):
+    schema = "main" if db == SQLITE else "public"
+    qualified = _shelf(f'{schema}"."tests_shelf')
+    with tables_of(db, _shelf("tests_shelf")):
+        qualified.objects.using(db).create(name="old")
+        yield rows(qualified, db)
+        run(db, f"update {schema}.tests_shelf set name = 'new'")
+        yield
+
+
+# --- procedures, functions, triggers, views ------------------------------------------------
+
+_RENAME = "UPDATE tests_author SET name = 'new'"
+
+
+@story(POSTGRESQL, MARIADB)
+def call_of_a_procedure(db):
+    AuthorFactory()
+    with procedure(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        run(db, "CALL tests_rename()")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def call_of_a_procedure_in_a_transaction(db):
+    AuthorFactory()
+    with procedure(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        with transaction.atomic(using=db):
+            run(db, "CALL tests_rename()")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def call_of_a_declared_procedure(db):
+    AuthorFactory()
+    with told(WRITES={"tests_rename": ["tests_author"]}), procedure(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        run(db, "CALL tests_rename()")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def call_of_an_undeclared_procedure_with_a_declared_argument(db):
+    # The argument is declared, the procedure that it is given to is not.
+    AuthorFactory()
+    body = "LANGUAGE SQL AS $$" if db == POSTGRESQL else ""
+    end = "$$" if db == POSTGRESQL else ""
+    with (
+        told(WRITES={"tests_one": ["tests_tag"]}),
+        function(db, "tests_one", "SELECT 1" if db == POSTGRESQL else "DO 1"),
+        made(
+            db,
+            f"CREATE PROCEDURE tests_rename(ignored integer) {body} {_RENAME} {end}",
+            "DROP PROCEDURE tests_rename",
+        ),
+    ):
+        yield rows(Author, db)
+        run(db, "CALL tests_rename(tests_one())")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def callproc(db):
+    AuthorFactory()
+    make = function if db == POSTGRESQL else procedure
+    with make(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        with connections[db].cursor() as cursor:
+            cursor.callproc("tests_rename")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def callproc_of_a_declared_procedure(db):
+    AuthorFactory()
+    make = function if db == POSTGRESQL else procedure
+    with told(WRITES={"tests_rename": ["tests_author"]}), make(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        with connections[db].cursor() as cursor:
+            cursor.callproc("tests_rename")
+        yield
+
+
+@story(POSTGRESQL)
+def anonymous_block(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, f"DO $$ BEGIN {_RENAME}; END $$")
+
+
+@story(POSTGRESQL)
+def anonymous_block_that_names_a_declared_function(db):
+    # Nobody said that the block does nothing else.
+    AuthorFactory()
+    with told(WRITES={"tests_one": ["tests_tag"]}), function(db, "tests_one", "SELECT 1"):
+        yield rows(Author, db)
+        run(db, f"DO $$ BEGIN PERFORM tests_one(); {_RENAME}; END $$")
+        yield
+
+
+@story(MARIADB)
+def do_of_a_function(db):
+    AuthorFactory()
+    with function(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        run(db, "DO tests_rename()")
+        yield
+
+
+@story(MARIADB)
+def do_of_a_declared_function(db):
+    AuthorFactory()
+    with told(WRITES={"tests_rename": ["tests_author"]}), function(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        run(db, "DO tests_rename()")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def select_of_a_declared_function(db):
+    AuthorFactory()
+    with told(WRITES={"tests_rename": ["tests_author"]}), function(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        run(db, "SELECT tests_rename()")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def insert_of_what_a_declared_function_returns(db):
+    AuthorFactory()
+    with told(WRITES={"tests_rename": ["tests_author"]}), function(db, "tests_rename", _RENAME):
+        yield rows(Author, db), rows(Note, db)
+        run(db, "INSERT INTO tests_note (text) VALUES (tests_rename())")
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def declared_function_in_the_orm(db):
+    AuthorFactory()
+    TagFactory()
+    with told(WRITES={"tests_rename": ["tests_author"]}), function(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        called = models.Func(function="tests_rename", output_field=models.IntegerField())
+        assert list(Tag.objects.using(db).values_list(called)) == [(1,)]
+        yield
+
+
+@story()
+def declared_trigger(db):
+    event = "CREATE TRIGGER tests_trigger AFTER INSERT ON tests_note"
+    copied = "INSERT INTO tests_tag (name) VALUES (new.text)"
+    with contextlib.ExitStack() as stack:
+        if db == POSTGRESQL:
+            stack.enter_context(
+                made(
+                    db,
+                    "CREATE FUNCTION tests_copy() RETURNS trigger LANGUAGE plpgsql "
+                    f"AS $$ BEGIN {copied}; RETURN NULL; END $$",
+                    "DROP FUNCTION tests_copy CASCADE",
+                )
+            )
+            run(db, f"{event} FOR EACH ROW EXECUTE FUNCTION tests_copy()")
+        else:
+            action = f"BEGIN {copied}; END" if db == SQLITE else f"FOR EACH ROW {copied}"
+            stack.enter_context(made(db, f"{event} {action}", "DROP TRIGGER tests_trigger"))
+        stack.enter_context(told(WRITES={"tests_note": ["tests_tag"]}))
+        yield rows(Tag, db), rows(Note, db)
+        Note.objects.using(db).create(text="new")
+        yield
+
+
+@story()
+def table_behind_a_declared_view(db):
+    author = AuthorFactory()
+    with told(DEPENDS_ON={"tests_author_books": ["tests_author", "tests_book"]}):
+        yield rows(AuthorBooks, db)
+        BookFactory(author=author)
+        yield
+
+
+@story(POSTGRESQL, MARIADB)
+def declared_view_that_is_written(db):
+    author = AuthorFactory()
+    with (
+        told(DEPENDS_ON={"tests_names": ["tests_author"]}),
+        made(
+            db,
+            "CREATE VIEW tests_names AS SELECT id, name FROM tests_author",
+            "DROP VIEW tests_names",
+        ),
+    ):
+        yield rows(Author, db)
+        run(db, "UPDATE tests_names SET name = 'new' WHERE id = %s", [author.pk])
+        yield
+
+
+@story(POSTGRESQL)
+def refresh_of_a_materialized_view(db):
+    AuthorFactory()
+    with (
+        told(DEPENDS_ON={"tests_shelf": []}),
+        made(
+            db,
+            "CREATE MATERIALIZED VIEW tests_shelf AS SELECT id, name FROM tests_author",
+            "DROP MATERIALIZED VIEW tests_shelf",
+        ),
+    ):
+        Author.objects.using(db).update(name="new")
+        yield rows(_shelf("tests_shelf"), db)
+        run(db, "REFRESH MATERIALIZED VIEW tests_shelf")
+        yield
+
+
+@story(MARIADB)
+def write_to_a_table_of_no_model_on_which_a_view_depends(db):
+    with (
+        told(DEPENDS_ON={"tests_shelf": ["tests_foreign"]}),
+        made(
+            db,
+            "CREATE TABLE tests_foreign (id integer, name varchar(20))",
+            "DROP TABLE tests_foreign",
+        ),
+        made(
+            db,
+            "CREATE VIEW tests_shelf AS SELECT id, name FROM tests_foreign",
+            "DROP VIEW tests_shelf",
+        ),
+    ):
+        yield rows(_shelf("tests_shelf"), db)
+        run(db, "INSERT tests_foreign SET id = 1, name = 'new'")
+        yield
+
+
+# --- commands and migrations ---------------------------------------------------------------
+
+
+@story()
+def flush_command(db):
+    BookFactory()
+    yield rows(Book, db), rows(Author, db)
+    call_command("flush", database=db, interactive=False, verbosity=0)
+
+
+@story()
+def flush_command_without_signals(db):
+    BookFactory()
+    yield rows(Book, db), rows(Author, db)
+    call_command("flush", database=db, interactive=False, verbosity=0, inhibit_post_migrate=True)
+
+
+@story()
+def loaddata_command(db):
+    yield rows(Tag, db)
+    with tempfile.TemporaryDirectory() as directory:
+        fixture = Path(directory) / "tags.json"
+        fixture.write_text(json.dumps([{"model": "tests.tag", "fields": {"name": "new"}}]))
+        call_command("loaddata", fixture, database=db, verbosity=0)
+
+
+def _apply(db: str, operation: Any) -> None:
+    state = ProjectState()
+    with connections[db].schema_editor() as editor:
+        operation.database_forwards("tests", editor, state, state)
+
+
+@story()
+def run_sql(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    _apply(db, migrations.RunSQL("UPDATE tests_author SET name = 'new';"))
+
+
+@story()
+def run_python(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    _apply(
+        db,
+        migrations.RunPython(lambda apps, editor: Author.objects.using(db).update(name="new")),
+    )
+
+
+# --- the stories are told ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("using", "tell"), _stories)
+def test_what_was_written_is_read(cached: Watch, using: str, tell: Story) -> None:
+    with factories.using(using), contextlib.closing(tell(using)) as plot:
+        questions = next(plot)
+        if not isinstance(questions, tuple):
+            questions = (questions,)
+        old_answers = [cached.warm(question) for question in questions]
+        next(plot, None)
+        for question, old in zip(questions, old_answers, strict=True):
+            new = cached.warm(question)
+            with ormcache.disabled():
+                assert new == question()
+            assert new != old
