@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     results: list[StackResult] = []
     for stack in STACKS if options.stack == "all" else [options.stack]:
-        with services(stack, options.postgres, options.redis) as (opened, about):
+        with services(stack, options.postgres, options.redis, durable=not options.no_fsync) as (
+            opened,
+            about,
+        ):
             result = run_stack(
                 opened, about, options.contenders, options.cases, options.rounds, _say
             )
@@ -84,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"names with commas between them; {NO_CACHE} always takes part",
     )
     parser.add_argument("--rounds", type=_positive, default=41)
+    parser.add_argument(
+        "--no-fsync",
+        action="store_true",
+        help="the private PostgreSQL does not wait for the disk: the worst case for writes",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument(
         "--check-targets",

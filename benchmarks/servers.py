@@ -17,12 +17,17 @@ _DATABASE = "ormcache_benchmark"
 
 @contextmanager
 def services(
-    stack: str, postgres: str | None = None, redis: str | None = None
+    stack: str,
+    postgres: str | None = None,
+    redis: str | None = None,
+    *,
+    durable: bool = True,
 ) -> Iterator[tuple[Services, dict[str, str]]]:
     """The stack's services, and facts about them that a reader of figures must know.
 
     The URLs name running servers instead of private ones. The database
     `ormcache_benchmark` there is dropped and made anew, Redis databases 1 to 4 emptied.
+    `durable`: whether a commit of the private PostgreSQL waits for the disk.
     """
     if stack == "sqlite-locmem":
         with _sqlite() as opened:
@@ -31,7 +36,7 @@ def services(
     if postgres and redis:
         yield _postgres_and_redis(postgres, redis)
         return
-    with _private_servers() as (postgres_url, redis_url):
+    with _private_servers(durable) as (postgres_url, redis_url):
         yield _postgres_and_redis(postgres or postgres_url, redis or redis_url)
 
 
@@ -85,12 +90,12 @@ def _django_database(url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _private_servers() -> Iterator[tuple[str, str]]:
-    """The tests' throw-away servers: they do not wait for a disk, see README.md."""
+def _private_servers(durable: bool) -> Iterator[tuple[str, str]]:
+    """Throw-away servers, as the tests have them."""
     # Imported here: a run on given servers needs none of the programs that it looks for.
     from tests.servers import HOST, PostgreSQLServer, RedisServer, start_together
 
-    postgres, redis = PostgreSQLServer(), RedisServer()
+    postgres, redis = PostgreSQLServer(durable=durable), RedisServer()
     try:
         start_together([postgres, redis])
         yield (

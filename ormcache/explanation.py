@@ -95,6 +95,8 @@ def explain(
     plan = reads.Plan()
     try:
         plan = reads.make_plan(compiler, MULTI, state, route, settings)
+        reason = reason or plan.reason
+        # A query of a known shape was not compiled yet.
         plan = reads.complete(compiler, plan, settings)
     except EmptyResultSet:
         reason = reason or Reason.NO_ROWS_POSSIBLE

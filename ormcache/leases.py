@@ -7,22 +7,32 @@ lose it: one thread of the process arms such intents again, each third of a leas
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
 from ormcache.stores import Store
 
+_logger = logging.getLogger("ormcache")
 
-class _Held(NamedTuple):
-    store: Store
-    namespace: str
-    tables: Sequence[str]
-    armed_at: float
+
+class _Held:
+    """An intent, from its announcement to its release."""
+
+    __slots__ = ("armed_at", "is_finished", "namespace", "store", "tables")
+
+    def __init__(
+        self, store: Store, namespace: str, tables: Sequence[str], armed_at: float
+    ) -> None:
+        self.store = store
+        self.namespace = namespace
+        self.tables = tables
+        self.armed_at = armed_at
+        self.is_finished = False
 
 
 class Keeper:
@@ -37,9 +47,11 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def hold(self, intent: str, store: Store, namespace: str, tables: Sequence[str]) -> None:
-        """Renew ``intent``, which was armed just now, until :meth:`release`."""
-        self._held[intent] = _Held(store, namespace, tables, time.monotonic())
+    def hold(
+        self, intent: str, store: Store, namespace: str, tables: Sequence[str], armed_at: float
+    ) -> None:
+        """Renew ``intent``, last armed at ``armed_at`` (monotonic), until :meth:`release`."""
+        self._held[intent] = _Held(store, namespace, tables, armed_at)
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
@@ -48,14 +60,21 @@ class Keeper:
                     )
                     self._thread.start()
 
-    def release(self, intent: str) -> None:
-        """Stop renewing ``intent``: it was finished, or left to its lease."""
-        self._held.pop(intent, None)
+    def release(self, intent: str, *, finished: bool) -> None:
+        """Stop renewing ``intent``: it is about to be finished, or is left to its lease."""
+        held = self._held.pop(intent, None)
+        if held is not None:
+            held.is_finished = finished
 
     def _run(self) -> None:
         while True:
-            time.sleep(current().LEASE / 6)
-            self.renew()
+            try:
+                time.sleep(current().LEASE / 6)
+                self.renew()
+            except Exception:
+                # Wrong settings, say: commits to come need this thread all the same.
+                _logger.exception("The intents of slow commits could not be renewed.")
+                time.sleep(1)
 
     def renew(self) -> None:
         """Arm again what was armed more than a third of a lease ago."""
@@ -66,10 +85,9 @@ class Keeper:
             now = time.monotonic()
             try:
                 held.store.arm(held.namespace, intent, held.tables)
-                if intent in self._held:
-                    self._held[intent] = held._replace(armed_at=now)
-                else:
-                    # Released while it was being armed: take the new intent back.
+                held.armed_at = now
+                if held.is_finished:
+                    # While it was being armed: nobody else will take the new intent back.
                     held.store.finish(held.namespace, intent, held.tables)
             except CacheError:
                 # Nothing to be done here: the next round tries again.

@@ -13,7 +13,7 @@ from django.core.exceptions import EmptyResultSet
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
 from django.utils.asyncio import async_unsafe
 
-from ormcache import codec, counters, keys, tables, transactions
+from ormcache import codec, counters, functions, keys, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
@@ -105,7 +105,6 @@ class Plan(NamedTuple):
     params: tuple[Any, ...] = ()
     tables: tuple[str, ...] = ()
     key: str = ""
-    timeout: float | None = None
     reason: Reason | None = None
     detail: str = ""
     template: Template | None = None
@@ -171,6 +170,8 @@ def _compile(compiler: Any, context: tuple[object, ...] | None, settings: Settin
         return Plan(text, params, names, reason=reason, detail=detail)
     if context is None:
         return Plan(text, params, names)
+    if moment := functions.moment_among(params, vendor):
+        return Plan(text, params, names, reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
     try:
         key = keys.entry_key((*context, names), text, params)
     except NotEncodable as error:
@@ -183,8 +184,7 @@ def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settin
     if plan.reason is not None:
         return plan
     names = plan.tables
-    policy = policies.of(names, settings)
-    if not policy.enabled:
+    if not policies.of(names, settings).enabled:
         return plan._replace(reason=Reason.MODEL_OFF)
     dirty = state.dirty
     if dirty and (EVERYTHING in dirty or not dirty.isdisjoint(names)):
@@ -196,8 +196,7 @@ def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settin
         and (EVERYTHING in unpaid or not unpaid.isdisjoint(names))
     ):
         return plan._replace(reason=Reason.CACHE_UNREACHABLE)
-    timeout = policy.timeout(route.timeout)
-    return plan if timeout is None else plan._replace(timeout=timeout)
+    return plan
 
 
 # --- answering -----------------------------------------------------------------------------
@@ -369,7 +368,8 @@ def _store(
     if store is None or not breaker.allows():
         return Reason.CACHE_UNREACHABLE
     try:
-        store.fill(route.namespace, plan.key, vector, payload, plan.timeout)
+        timeout = policies.of(plan.tables, settings).timeout(route.timeout)
+        store.fill(route.namespace, plan.key, vector, payload, timeout)
     except CacheError:
         breaker.failed()
         return Reason.CACHE_UNREACHABLE

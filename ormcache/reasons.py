@@ -53,6 +53,12 @@ class Reason(str, enum.Enum):
         "The SQL names a table or view that belongs to no model. Declare it in "
         'ORMCACHE["DEPENDS_ON"].',
     )
+    UNMANAGED = (
+        "unmanaged model",
+        "The table of a model with managed = False may be a view, which changes with other "
+        'tables. Declare these in ORMCACHE["DEPENDS_ON"], or an empty list for a plain table; or '
+        'enable the model in ORMCACHE["MODELS"].',
+    )
     UNREADABLE_SQL = (
         "SQL not understood",
         "The tables of the query cannot be told from its SQL.",

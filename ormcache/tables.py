@@ -9,14 +9,17 @@ fragments hold. The result depends on the text alone, so it is kept by text.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from django.apps import apps
+from django.db.models.expressions import RawSQL
 from django.db.models.signals import class_prepared
+from django.db.models.sql.query import Query
+from django.db.models.sql.where import ExtraWhere
 
 from ormcache import functions, sql
-from ormcache.conf import Settings
+from ormcache.conf import Settings, current
 from ormcache.reasons import Reason
 
 _MEMO_LIMIT = 4096
@@ -54,12 +57,29 @@ def record(query: Any) -> None:
         if refcount[alias]:
             tables.add(source.table_name)
     tables.update(query.extra_tables)
-    if query.extra or query.extra_tables:
+    if not current().CACHE_EXTRA and _is_handwritten(query):
         _recorder.handwritten = True
 
 
+def _is_handwritten(query: Any) -> bool:
+    """Whether a query holds ``extra()`` or RawSQL; its subqueries are recorded themselves."""
+    if query.extra or query.extra_tables or query.extra_order_by:
+        return True
+    waiting = [query.where, *query.annotations.values(), *query.order_by]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ExtraWhere, RawSQL)):
+            return True
+        waiting.extend(getattr(node, "children", ()))
+        if hasattr(node, "get_source_expressions") and not isinstance(node, Query):
+            waiting.extend(node.get_source_expressions())
+    return False
+
+
 def compile_query(compiler: Any) -> tuple[str, tuple[Any, ...], set[str], bool]:
-    """``compiler.as_sql()``, the tables recorded on the way and whether ``extra()`` was met.
+    """``compiler.as_sql()``, the tables recorded on the way and whether it was hand-written.
+
+    The latter is looked into only where ``CACHE_EXTRA`` asks for it.
 
     Raises what ``as_sql()`` raises: EmptyResultSet for a query that cannot have rows.
     """
@@ -81,6 +101,7 @@ class _Known:
 
     def __init__(self) -> None:
         self._names: frozenset[str] | None = None
+        self._unmanaged: dict[str, set[str]] = {}
         self._composed: tuple[tuple[frozenset[str], str], ...] = ()
         self._seen: set[str] = {"django_migrations"}
         self.generation = 0
@@ -98,12 +119,18 @@ class _Known:
             models = apps.get_models(include_auto_created=True, include_swapped=True)
             names = frozenset(sql.table_name(model._meta.db_table) for model in models)
             names |= self._seen
+            self._unmanaged = _unmanaged(models)
             # A name with a space or a dash is several words of a text.
             self._composed = tuple(
                 (sql.words(name), name) for name in names if sql.words(name) != {name}
             )
             self._names = names
         return names
+
+    def unmanaged(self) -> Mapping[str, set[str]]:
+        """The tables that only unmanaged models have, and the labels of these models."""
+        self.names()
+        return self._unmanaged
 
     def add(self, names: Iterable[str]) -> None:
         """Remember tables that a query read though no model has them."""
@@ -119,21 +146,52 @@ class _Known:
         return found
 
 
+def _unmanaged(models: Iterable[Any]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    concrete = [model._meta for model in models if not model._meta.proxy]
+    for options in concrete:
+        if not options.managed:
+            labels = {options.label, f"{options.app_label}.*"}
+            found.setdefault(sql.table_name(options.db_table), set()).update(labels)
+    for options in concrete:
+        if options.managed:
+            found.pop(sql.table_name(options.db_table), None)
+    return found
+
+
 known = _Known()
 class_prepared.connect(known.forget, dispatch_uid="ormcache.tables")
 
 
+def unexplained(names: Iterable[str], settings: Settings) -> set[str]:
+    """Those of ``names`` that may be views, and of which nobody says what they read.
+
+    An unmanaged model may stand for a view, which changes with its tables. ``DEPENDS_ON`` tells
+    them, or that there are none; enabling the model in ``MODELS`` vouches for a table.
+    """
+    unmanaged = known.unmanaged()
+    suspects = unmanaged.keys() & names
+    if not suspects:
+        return set()
+    declared = {sql.fold(name) for name in settings.DEPENDS_ON}
+    enabled = {label for label, model in settings.MODELS.items() if model.ENABLED}
+    return {name for name in suspects - declared if enabled.isdisjoint(unmanaged[name])}
+
+
 # --- facts about a text --------------------------------------------------------------------
+
+
+_Key = tuple[str, bool, str]
 
 
 class _Memo:
     """Facts by SQL text; emptied when the settings or the models change."""
 
     def __init__(self) -> None:
-        self._facts: dict[tuple[str, str], Facts] = {}
+        self._facts: dict[_Key, Facts] = {}
         self._basis: tuple[object, ...] = ()
 
-    def of(self, settings: Settings) -> dict[tuple[str, str], Facts]:
+    def of(self, settings: Settings) -> dict[_Key, Facts]:
         basis = (settings, known.generation)
         if self._basis != basis or len(self._facts) > _MEMO_LIMIT:
             self._facts, self._basis = {}, basis
@@ -151,14 +209,14 @@ def facts(
     Args:
         text: the SQL text, as compiled for ``vendor``.
         recorded: ``db_table`` names from :func:`compile_query`.
-        handwritten: whether the query has an ``extra()``.
+        handwritten: whether the query has an ``extra()`` or RawSQL.
     """
     memo = _memo.of(settings)
-    key = (vendor, sql.normalise(text))
+    key = (vendor, handwritten, sql.normalise(text))
     found = memo.get(key)
     if found is None:
         found = _examine(text, recorded, handwritten, vendor, settings)
-        if len(key[1]) <= _TEXT_LIMIT:
+        if len(key[2]) <= _TEXT_LIMIT:
             # A table seen for the first time has emptied the memo on the way.
             _memo.of(settings)[key] = found
     return found
@@ -173,8 +231,8 @@ def _examine(
     tables = seen | known.among(read.words)
     unknown = read.references - tables - declared.keys()
     tables |= read.references & declared.keys()
-    for name in sorted(tables | read.functions):
-        tables.update(map(sql.fold, declared.get(name, ())))
+    called = {name.rpartition(".")[2] for name in read.functions}
+    tables |= _dependencies(tables | called, declared)
     known.add(tables)
     ordered = tuple(sorted(tables))
     if read.unclear:
@@ -183,9 +241,23 @@ def _examine(
         return Facts(ordered, Reason.UNKNOWN_TABLE, ", ".join(sorted(unknown)))
     if not ordered:
         return Facts(ordered, Reason.NO_TABLE)
+    views = unexplained(tables, settings)
+    if views:
+        return Facts(ordered, Reason.UNMANAGED, ", ".join(sorted(views)))
     if (handwritten or read.references - seen) and not settings.CACHE_EXTRA:
         return Facts(ordered, Reason.RAW_FRAGMENT)
     reason, detail = functions.judge(read.functions, read.literals, vendor, declared)
     if reason is Reason.RANDOM and settings.CACHE_RANDOM:
         reason, detail = None, ""
     return Facts(ordered, reason, detail)
+
+
+def _dependencies(names: Iterable[str], declared: Mapping[str, Iterable[str]]) -> set[str]:
+    """What views and functions read, and the views among that, and so on."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        further = set(map(sql.fold, declared.get(waiting.pop(), ()))) - found
+        found |= further
+        waiting.extend(further)
+    return found

@@ -12,8 +12,11 @@ vital, so a crash at any point after it costs one lease of caching and no truth.
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -47,8 +50,8 @@ class ConnectionState:
         "path_in_doubt",
         "path_set_here",
         "search_path",
-        "server_takes_snapshots",
         "session",
+        "takes_snapshots",
         "until_end",
     )
 
@@ -75,7 +78,8 @@ class ConnectionState:
         """The last SET search_path, as its text."""
         self.path_in_doubt = False
         self.path_set_here = False
-        self.server_takes_snapshots: bool | None = None
+        self.takes_snapshots: bool | None = None
+        """Whether transactions read from a snapshot though Django's settings do not say so."""
         self.migrating = False
 
     def ended(self) -> None:
@@ -115,6 +119,9 @@ def in_transaction(connection: Any, state: ConnectionState) -> bool:
         return True
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
+    if connection.vendor == "mysql" and not connection.connection.get_autocommit():
+        # SET autocommit = 0 outlasts COMMIT; the server tells the driver with each answer.
+        return True
     return not connection.autocommit
 
 
@@ -150,6 +157,8 @@ def _mysql_isolation(connection: Any) -> str | None:
 
 def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
     """SNAPSHOT unless each statement of a transaction sees the latest commits."""
+    if state.takes_snapshots:
+        return Reason.SNAPSHOT
     vendor = connection.vendor
     if vendor == "postgresql":
         level = getattr(connection, "isolation_level", None)
@@ -166,53 +175,102 @@ def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
 
 def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | None:
     """Asked once per session: server, role and database may all set a stricter default."""
-    if state.server_takes_snapshots is None and connection.connection is not None:
+    if state.takes_snapshots is None and connection.connection is not None:
         # The driver's own cursor: the user's query log and counters are not for our questions.
         with connection.wrap_database_errors, connection.connection.cursor() as cursor:
             cursor.execute("SHOW default_transaction_isolation")
             (level,) = cursor.fetchone()
-        state.server_takes_snapshots = level not in ("read committed", "read uncommitted")
-    return Reason.SNAPSHOT if state.server_takes_snapshots else None
+        state.takes_snapshots = level not in ("read committed", "read uncommitted")
+    return Reason.SNAPSHOT if state.takes_snapshots else None
 
 
 # --- tables that the cache was not told of -------------------------------------------------
 
-_owed: dict[tuple[str, str], set[str]] = {}
-_owed_lock = threading.Lock()
+_Place = tuple[str, str]
+"""A cache alias and a namespace."""
+
+
+class _Debts:
+    """Tables that this process wrote while the cache was out of reach (policy "open").
+
+    Each write gives its tables a new number, before and after. So what is written while a debt
+    is being paid stays owed, and nothing is paid for before it is committed.
+    """
+
+    def __init__(self) -> None:
+        self._number = itertools.count()
+        self._written: dict[_Place, dict[str, int]] = {}
+        self._forget_threads()
+        os.register_at_fork(after_in_child=self._forget_threads)
+
+    def _forget_threads(self) -> None:
+        # After fork() no other thread is there to end its write or to release the lock.
+        self._under_way: Counter[tuple[_Place, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._written)
+
+    def tables(self, place: _Place) -> frozenset[str]:
+        with self._lock:
+            return frozenset(self._written.get(place, ()))
+
+    def begin(self, place: _Place, tables: Iterable[str]) -> None:
+        with self._lock:
+            self._write(place, tables, 1)
+
+    def end(self, place: _Place, tables: Iterable[str]) -> None:
+        with self._lock:
+            self._write(place, tables, -1)
+
+    def _write(self, place: _Place, tables: Iterable[str], step: int) -> None:
+        written = self._written.setdefault(place, {})
+        for table in tables:
+            written[table] = next(self._number)
+            self._under_way[place, table] += step
+
+    def due(self, place: _Place) -> dict[str, int]:
+        """What can be paid now, with the numbers that :meth:`paid` wants to have back."""
+        with self._lock:
+            written = self._written.get(place, {})
+            return {
+                table: number
+                for table, number in written.items()
+                if self._under_way[place, table] <= 0
+            }
+
+    def paid(self, place: _Place, due: dict[str, int]) -> None:
+        with self._lock:
+            written = self._written.get(place, {})
+            for table, number in due.items():
+                if written.get(table) == number:
+                    del written[table]
+                    del self._under_way[place, table]
+            if not written:
+                self._written.pop(place, None)
+
+
+_debts = _Debts()
 
 
 def owed(route: Route) -> frozenset[str]:
-    """Tables that this process wrote while the cache was out of reach (policy "open")."""
-    if not _owed:
-        return frozenset()
-    return frozenset(_owed.get((route.cache_alias, route.namespace), ()))
-
-
-def _owe(route: Route, tables: Iterable[str]) -> None:
-    with _owed_lock:
-        _owed.setdefault((route.cache_alias, route.namespace), set()).update(tables)
+    """Tables of which the cache was not told that they were written."""
+    return _debts.tables((route.cache_alias, route.namespace)) if _debts else frozenset()
 
 
 def pay(route: Route) -> bool:
     """Invalidate what is owed, now that the cache may be back. Returns whether nothing is."""
-    tables = owed(route)
-    if not tables:
-        return True
-    if route.store is None or not route.breaker.allows():
-        return False
-    try:
-        route.store.bump(route.namespace, sorted(tables))
-    except CacheError:
-        route.breaker.failed()
-        return False
-    route.breaker.succeeded()
-    with _owed_lock:
-        left = _owed.get((route.cache_alias, route.namespace), set()) - tables
-        if left:
-            _owed[route.cache_alias, route.namespace] = left
+    place = (route.cache_alias, route.namespace)
+    due = _debts.due(place)
+    if due and route.store is not None and route.breaker.allows():
+        try:
+            route.store.bump(route.namespace, sorted(due))
+        except CacheError:
+            route.breaker.failed()
         else:
-            _owed.pop((route.cache_alias, route.namespace), None)
-    return True
+            route.breaker.succeeded()
+            _debts.paid(place, due)
+    return not owed(route)
 
 
 # --- the bracket ---------------------------------------------------------------------------
@@ -225,6 +283,7 @@ class Bracket:
         "_alias",
         "_begun",
         "_intent",
+        "_is_owed",
         "_lease",
         "_route",
         "_started",
@@ -239,6 +298,11 @@ class Bracket:
         self._intent: str | None = None
         self._started: Callable[[], None] | None = None
         self._begun = 0.0
+        self._is_owed = False
+
+    @property
+    def _place(self) -> _Place:
+        return self._route.cache_alias, self._route.namespace
 
     def start(self) -> bool:
         """Send the announcement without waiting for its answer, if all is well with the cache.
@@ -285,7 +349,9 @@ class Bracket:
             return
         breaker.succeeded()
         self._intent = intent
-        keeper.hold(intent, store, self._route.namespace, self._tables)
+        keeper.hold(intent, store, self._route.namespace, self._tables, self._begun)
+        if _debts:
+            pay(self._route)
 
     def _confirm_start(self) -> bool:
         """Whether an announcement was sent ahead, arrived and is still fresh."""
@@ -323,7 +389,8 @@ class Bracket:
                 'ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
             ) from error
         if policy == "open":
-            _owe(self._route, self._tables)
+            self._is_owed = True
+            _debts.begin(self._place, self._tables)
             counters.count_event(self._alias, self._tables, "unannounced")
 
     def _finish(self) -> None:
@@ -338,9 +405,11 @@ class Bracket:
 
     def end(self, *, known: bool = True) -> None:
         """The statement is over. ``known``: nothing of it can take effect any more."""
+        if self._is_owed:
+            _debts.end(self._place, self._tables)
         if self._intent is None:
             return
-        keeper.release(self._intent)
+        keeper.release(self._intent, finished=known)
         if known:
             self._finish()
         counters.count_event(self._alias, self._tables, "invalidated")
@@ -436,8 +505,9 @@ def outcome_is_known(connection: Any, error: BaseException) -> bool:
         return True
     cause = error.__cause__
     state: Any = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    # Connection, operator intervention, system and internal errors; completion unknown.
-    return bool(state) and state[:2] not in ("08", "57", "58", "XX") and state != "40003"
+    # Connection, full disk, operator intervention, system and internal errors; completion
+    # unknown.
+    return bool(state) and state[:2] not in ("08", "53", "57", "58", "XX") and state != "40003"
 
 
 # --- the connection's own methods ----------------------------------------------------------
@@ -445,20 +515,38 @@ def outcome_is_known(connection: Any, error: BaseException) -> bool:
 
 def commit(original: Callable[[], None], connection: Any) -> None:
     """``BaseDatabaseWrapper.commit``: the bracket ends before Django runs on_commit hooks."""
-    _publish(original, connection)
+    _publish(original, connection, lambda: False)
 
 
-def _publish(operation: Callable[[], _T], connection: Any) -> _T:
-    """Run ``operation``, which commits what the connection has written."""
+def _publish(
+    operation: Callable[[], None], connection: Any, has_published: Callable[[], bool]
+) -> None:
+    """Run ``operation``, which commits what the connection has written.
+
+    ``has_published``: whether it did so though it raised an error.
+    """
     state = state_of(connection)
-    if not state.dirty or connection.in_atomic_block:
-        # In an atomic block Django refuses to commit.
-        result = operation()
-        if not connection.in_atomic_block:
-            state.ended()
-        return result
+    if connection.in_atomic_block:
+        # Django refuses to commit there.
+        operation()
+        return
+    bracket = _announce_commit(connection, state) if state.dirty else None
     try:
-        bracket = announce(connection, state, state.dirty)
+        operation()
+    except BaseException as error:
+        if has_published():
+            state.ended()
+        if bracket is not None:
+            bracket.end(known=has_published() or outcome_is_known(connection, error))
+        raise
+    state.ended()
+    if bracket is not None:
+        bracket.end()
+
+
+def _announce_commit(connection: Any, state: ConnectionState) -> Bracket:
+    try:
+        return announce(connection, state, state.dirty)
     except db.DatabaseError:
         # atomic() rolls back for these; by hand it is the caller's choice.
         raise
@@ -467,14 +555,6 @@ def _publish(operation: Callable[[], _T], connection: Any) -> _T:
         # would commit there what was never announced.
         connection.rollback()
         raise
-    try:
-        result = operation()
-    except BaseException as error:
-        bracket.end(known=outcome_is_known(connection, error))
-        raise
-    state.ended()
-    bracket.end()
-    return result
 
 
 def rollback(original: Callable[[], None], connection: Any) -> None:
@@ -484,10 +564,13 @@ def rollback(original: Callable[[], None], connection: Any) -> None:
 
 
 def close(original: Callable[[], None], connection: Any) -> None:
-    """``BaseDatabaseWrapper.close``: the server rolls back; connect() forgets the rest."""
+    """``BaseDatabaseWrapper.close``: the server rolls back and forgets what it was told.
+
+    Not left to connect(): a read is looked up before it may have to connect.
+    """
     original()
     if connection.connection is None:
-        state_of(connection).ended()
+        state_of(connection).connected()
 
 
 def connect(original: Callable[[], None], connection: Any) -> None:
@@ -498,10 +581,17 @@ def connect(original: Callable[[], None], connection: Any) -> None:
 
 def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bool) -> None:
     """``BaseDatabaseWrapper.set_autocommit``: True commits what is open on MySQL and SQLite."""
-    if autocommit and state_of(connection).dirty and connection.connection is not None:
-        _publish(original, connection)
-    else:
+    was_on = connection.autocommit
+    if (
+        connection.connection is None
+        or not autocommit
+        or (was_on and connection.vendor == "mysql")
+    ):
+        # MySQL goes on with a transaction that was begun as SQL.
         original()
+        return
+    # Then Django runs the hooks of an earlier commit().
+    _publish(original, connection, lambda: connection.autocommit and not was_on)
 
 
 def touch(using: str | None, tables: Iterable[str]) -> None:

@@ -88,12 +88,15 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
             names |= relations.written_with(
                 found, _passed_on(statement, settings), deletes=statement.deletes
             )
+        if not does & Kind.IMPLICIT_COMMIT and tables.unexplained(statement.targets, settings):
+            # Through a view that can be written any table may be.
+            names.add(EVERYTHING)
         if does & (Kind.COMMIT | Kind.ROLLBACK):
             # What the text began is over when it has run.
             kind &= ~Kind.BEGIN
         kind |= does
         path = statement.detail or path
-    if kind & Kind.UNNAMED_WRITE:
+    if kind & Kind.UNNAMED_WRITE or EVERYTHING in names:
         names = {EVERYTHING}
     if not kind:
         return _NOTHING
@@ -347,9 +350,8 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     except BaseException as error:
         if bracket is not None:
             bracket.end(known=transactions.outcome_is_known(connection, error))
-        if kind & Kind.COMMIT and _is_open(connection) is False:
-            # A COMMIT that fails undoes the transaction, except on SQLite.
-            state.rolled_back()
+        if kind & Kind.COMMIT:
+            _note_failed_commit(connection, state)
         raise
     _note(connection, state, effect)
     if bracket is not None:
@@ -363,7 +365,7 @@ def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transacti
     if not kind & (_WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT | Kind.RELEASE):
         return None
     was_open = in_transaction(connection, state)
-    if was_open:
+    if was_open or state.dirty:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
         state.dirty |= effect.tables
     affected = state.dirty | effect.tables
@@ -376,7 +378,8 @@ def _is_seen_at_once(connection: Any, state: ConnectionState, kind: Kind) -> boo
     """Whether others may see what the statement does though a transaction seems open."""
     if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
         return True
-    if kind & Kind.RELEASE and not connection.in_atomic_block:
+    if kind & Kind.RELEASE and not (connection.in_atomic_block and state.manual):
+        # With autocommit off, an atomic() block is a savepoint that begins the transaction.
         return True
     features, vendor = connection.features, connection.vendor
     if kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN) and not features.can_rollback_ddl:
@@ -387,8 +390,7 @@ def _is_seen_at_once(connection: Any, state: ConnectionState, kind: Kind) -> boo
     if vendor == "sqlite" and connection.connection.isolation_level is None:
         # A COMMIT sent as SQL leaves SQLite in autocommit, in an atomic() block, too.
         return not _is_open(connection)
-    # Of a BEGIN sent as SQL not every driver can say whether it still holds.
-    return state.manual and not _is_open(connection)
+    return state.manual and _is_open(connection) is False
 
 
 def _is_open(connection: Any) -> bool | None:
@@ -399,6 +401,16 @@ def _is_open(connection: Any) -> bool | None:
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
     # libpq: 0 is idle, 4 is a connection that was lost.
     return None if status is None or status == 4 else status != 0
+
+
+def _note_failed_commit(connection: Any, state: ConnectionState) -> None:
+    """A COMMIT that fails undoes the transaction; on SQLite it may be tried again."""
+    is_open = _is_open(connection)
+    if is_open is False:
+        state.rolled_back()
+    elif is_open is None:
+        # What was written stays dirty: it is announced with all that follows.
+        state.manual = False
 
 
 def _has_more_results(connection: Any) -> bool:
@@ -421,7 +433,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
     if kind & Kind.PARTIAL_ROLLBACK:
         state.path_in_doubt |= state.path_set_here
     if kind & Kind.ISOLATION:
-        state.session = Reason.SNAPSHOT
+        state.takes_snapshots = True
     if kind & Kind.SESSION:
         state.session = Reason.SESSION
     if kind & Kind.COMMIT or (kind & Kind.RELEASE and not _is_open(connection)):

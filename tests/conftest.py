@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.test import TransactionTestCase
 
 import ormcache
+from tests.emptying import empty
 from tests.watching import Watch, wait_for_quarantine
 
 
@@ -32,3 +34,19 @@ def cached(using: str, cache: str, settings: Any) -> Iterator[Watch]:
     wait_for_quarantine(using)
     with Watch(using) as watch:
         yield watch
+
+
+@pytest.fixture
+def emptied() -> None:
+    """Let the test, which is one of many, end with `tests.emptying.empty` instead of a flush.
+
+    The cache is told nothing of that: only tests with the fixture `cached` may use it.
+    """
+    flush = TransactionTestCase._fixture_teardown
+
+    def once(test_case: TransactionTestCase) -> None:
+        TransactionTestCase._fixture_teardown = flush
+        for alias in test_case._databases_names(include_mirrors=False):
+            empty(alias)
+
+    TransactionTestCase._fixture_teardown = once

@@ -13,9 +13,13 @@ from typing import Any
 from django.db import models
 
 
-def exact(value: Any) -> Any:
+def exact(value: Any, _inside: tuple[int, ...] = ()) -> Any:
     """A description of `value` that is equal for values that are exactly alike only."""
     kind = type(value)
+    if id(value) in _inside:
+        # Instances that know each other.
+        return (kind, "level", _inside.index(id(value)))
+    _inside = (*_inside, id(value))
     if kind is float:
         return (kind, struct.pack(">d", value))
     if kind is Decimal:
@@ -23,11 +27,11 @@ def exact(value: Any) -> Any:
     if isinstance(value, (datetime.datetime, datetime.time)):
         return (kind, value.replace(tzinfo=None, fold=0), value.fold, _zone(value.tzinfo))
     if isinstance(value, models.Model):
-        return (kind, _instance(value))
+        return (kind, _instance(value, _inside))
     if isinstance(value, Mapping):
-        return (kind, [(exact(key), exact(inner)) for key, inner in value.items()])
+        return (kind, [(exact(key), exact(inner, _inside)) for key, inner in value.items()])
     if isinstance(value, (list, tuple, models.QuerySet)):
-        return (kind, [exact(inner) for inner in value])
+        return (kind, [exact(inner, _inside) for inner in value])
     if kind is memoryview:
         return (kind, value.format, bytes(value))
     if kind.__module__ == "psycopg.types.range":
@@ -41,14 +45,12 @@ def _zone(zone: Any) -> Any:
     return (type(zone), str(zone))
 
 
-def _instance(instance: models.Model) -> Any:
-    state = instance._state
+def _instance(instance: models.Model, inside: tuple[int, ...]) -> Any:
+    facts = dict(vars(instance))
+    state = facts.pop("_state")
+    prefetched = facts.pop("_prefetched_objects_cache", {})
     return [
-        *((name, exact(value)) for name, value in vars(instance).items() if name != "_state"),
-        (state.db, state.adding, exact(getattr(state, "fields_cache", {}))),
-        # What prefetch_related() found.
-        [
-            (name, exact(list(found)))
-            for name, found in getattr(instance, "_prefetched_objects_cache", {}).items()
-        ],
+        exact(facts, inside),
+        (state.db, state.adding, exact(getattr(state, "fields_cache", {}), inside)),
+        [(name, exact(list(found), inside)) for name, found in prefetched.items()],
     ]

@@ -428,8 +428,7 @@ class Search:
             namespace=state.namespace,
             entry=entry,
             writers=tuple(
-                w if w.nonce is None else w._replace(nonce=numbers[w.nonce])
-                for w in state.writers
+                w if w.nonce is None else w._replace(nonce=numbers[w.nonce]) for w in state.writers
             ),
             readers=tuple(
                 r if r.step == "idle" else _reader(r, renamed(r.vector)) for r in state.readers

@@ -183,6 +183,15 @@ class UUIDKey(models.Model):
     name = models.CharField(max_length=100)
 
 
+class CompositeKey(models.Model):
+    """A primary key of two columns."""
+
+    pk = models.CompositePrimaryKey("shelf", "position")
+    shelf = models.IntegerField()
+    position = models.IntegerField()
+    book = models.ForeignKey(Book, models.CASCADE, related_name="copies")
+
+
 class Generated(models.Model):
     """Columns that the database computes."""
 

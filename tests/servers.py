@@ -221,6 +221,11 @@ class PostgreSQLServer(Server):
 
     user: ClassVar[str] = "postgres"
 
+    def __init__(self, *, durable: bool = False) -> None:
+        """`durable`: a commit waits for the disk, as PostgreSQL does unless told otherwise."""
+        super().__init__()
+        self.durable = durable
+
     @classmethod
     def variable(cls) -> str:
         return "ORMCACHE_TEST_POSTGRES_PORT"
@@ -243,12 +248,11 @@ class PostgreSQLServer(Server):
             "unix_socket_directories": "",
             "max_connections": 200,
             "max_prepared_transactions": 20,
-            "fsync": "off",
-            "synchronous_commit": "off",
-            "full_page_writes": "off",
             # In our files, where a crash leaves nothing behind that we would not remove.
             "dynamic_shared_memory_type": "mmap",
         }
+        if not self.durable:
+            options |= dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes"), "off")
         settings = [f"--{option}={value}" for option, value in options.items()]
         return [find_program("postgres", self), "-D", "data", *settings]
 

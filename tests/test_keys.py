@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from django.db import connections, models
 from django.db.models import Value
+from django.test.signals import setting_changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -399,7 +400,9 @@ def test_the_state_of_a_connection_is_its_own() -> None:
 
 
 @on_databases("postgresql", transaction=True)
-def test_time_zones_of_the_connection_do_not_share_an_entry(cached: Watch, using: str) -> None:
+def test_time_zones_of_the_connection_do_not_share_an_entry(
+    cached: Watch, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The driver's datetimes carry the zone of the connection."""
     author = Author.objects.using(using).create(name="a")
     Book.objects.using(using).create(title="b", author=author, published=NOON)
@@ -411,15 +414,43 @@ def test_time_zones_of_the_connection_do_not_share_an_entry(cached: Watch, using
         return [str(row[0]) for rows in compiler.execute_sql() for row in rows]
 
     assert cached.warm(published) == ["2024-07-01 12:00:00+00:00"]
-    zone = connection.settings_dict["TIME_ZONE"]
+    monkeypatch.setitem(connection.settings_dict, "TIME_ZONE", "Asia/Tokyo")
     try:
-        connection.close()
-        connection.settings_dict["TIME_ZONE"] = "Asia/Tokyo"
-        for name in ("timezone", "timezone_name"):
-            connection.__dict__.pop(name, None)
+        # What Django's own override_settings(TIME_ZONE=…) does.
+        setting_changed.send(None, setting="TIME_ZONE", value="Europe/Vienna", enter=True)
         assert cached.warm(published) == ["2024-07-01 21:00:00+09:00"]
     finally:
-        connection.close()
-        connection.settings_dict["TIME_ZONE"] = zone
-        for name in ("timezone", "timezone_name"):
-            connection.__dict__.pop(name, None)
+        monkeypatch.undo()
+        setting_changed.send(None, setting="TIME_ZONE", value="Europe/Vienna", enter=False)
+
+
+@on_databases("postgresql", transaction=True)
+def test_a_new_session_is_not_taken_for_the_one_before(cached: Watch, using: str) -> None:
+    """Its search_path is the default again, before the first query connects."""
+    connection = connections[using]
+    question = Author.objects.using(using).count
+    with connection.cursor() as cursor:
+        cursor.execute("SET search_path TO public, pg_catalog")
+    cached.warm(question)
+    connection.close()
+    cached.miss(question)
+    connection.close()
+    cached.hit(question)
+
+
+@on_databases("postgresql", transaction=True)
+def test_naive_and_aware_datetimes_do_not_share_an_entry(
+    cached: Watch, using: str, settings: Any
+) -> None:
+    author = Author.objects.using(using).create(name="a")
+    Book.objects.using(using).create(title="b", author=author, published=NOON)
+    settings.TIME_ZONE = "UTC"
+
+    def published() -> Any:
+        return Book.objects.using(using).values_list("published", flat=True)[0]
+
+    assert cached.warm(published) == NOON
+    settings.USE_TZ = False
+    assert cached.warm(published) == NOON.replace(tzinfo=None)
+    settings.USE_TZ = True
+    assert cached.hit(published) == NOON

@@ -30,9 +30,8 @@ from tests.interleaving import (
     route_of,
     session,
     store_of,
-    switched_to,
 )
-from tests.marks import needs, on_databases, on_pairs
+from tests.marks import on_databases, on_pairs
 from tests.models import Author, Book, Tag
 from tests.watching import Watch, wait_for_quarantine
 
@@ -63,9 +62,7 @@ class Names:
         self.using = using
 
     def __call__(self) -> list[str]:
-        return list(
-            Author.objects.using(self.using).order_by("pk").values_list("name", flat=True)
-        )
+        return list(Author.objects.using(self.using).order_by("pk").values_list("name", flat=True))
 
     def in_database(self) -> list[str]:
         """The truth, past ormcache, as another connection sees it."""
@@ -94,10 +91,11 @@ def execute(using: str, *statements: str) -> None:
             cursor.execute(statement)
 
 
-def wait_for_lease(question: Callable[[], Any], cached: Watch) -> None:
-    """Ask until no intent is in the way, for which a lease is given."""
+def wait_for_lease(using: str) -> None:
+    """Return when no intent holds the table of authors, which takes up to a lease."""
     deadline = time.monotonic() + SECONDS
-    while BUSY in cached.call(question)[1]:
+    route = route_of(using)
+    while store_of(using).read(route.namespace, "none", ["tests_author"]).vector is None:
         assert time.monotonic() < deadline, "the lease does not end"
         time.sleep(0.02)
 
@@ -243,7 +241,10 @@ def kill(connection: Any) -> None:
     """End the session at the server, and return when it is gone."""
     if connection.vendor == "postgresql":
         number = connection.connection.info.backend_pid
-        end, look = "SELECT pg_terminate_backend(%s)", "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        end, look = (
+            "SELECT pg_terminate_backend(%s)",
+            "SELECT 1 FROM pg_stat_activity WHERE pid = %s",
+        )
     else:
         number = connection.connection.thread_id()
         end, look = "KILL %s", "SELECT 1 FROM information_schema.processlist WHERE id = %s"
@@ -272,7 +273,7 @@ def test_a_connection_killed_before_its_commit_leaves_the_intent_to_its_lease(
     assert calls == ["arm"]
     with cached.expect(BUSY):
         assert names() == [OLD]
-    wait_for_lease(names, cached)
+    wait_for_lease(using)
     assert names.in_database() == [OLD]
     assert cached.warm(names) == [OLD]
     monkeypatch.undo()
@@ -300,7 +301,7 @@ def test_a_commit_whose_answer_is_lost_leaves_the_intent_to_its_lease(
     assert calls == ["arm"]
     with cached.expect(BUSY):
         assert names() == [NEW]
-    wait_for_lease(names, cached)
+    wait_for_lease(using)
     assert cached.warm(names) == [NEW]
 
 
@@ -312,6 +313,9 @@ def test_closing_the_connection_in_a_transaction_forgets_what_it_wrote(
     with transaction.atomic(using):
         update(using)
         connections[using].close()
+    # Django knows of a new beginning only when it connects again.
+    with cached.expect("broken transaction"):
+        assert names() == [OLD]
     assert cached.hit(names) == [OLD]
     cached.clear()
     with transaction.atomic(using):
@@ -404,17 +408,19 @@ def test_with_autocommit_off_rollback_publishes_nothing(
 
 
 @on_all
-def test_with_autocommit_off_a_block_publishes_nothing_but_the_commit_after_it(
+def test_with_autocommit_off_a_block_is_published_when_the_database_does_so(
     cached: Watch, using: str, author: Author, names: Names, autocommit_off: None
 ) -> None:
+    """On SQLite the block is a savepoint that begins the transaction, so its end is a COMMIT."""
     with session(using):
         cached.warm(names)
     rename(using)
     with session(using):
-        assert cached.hit(names) == [OLD]
+        assert names() == ([NEW] if using == "default" else [OLD])
     transaction.commit(using)
     with session(using):
-        assert cached.warm(names) == [NEW]
+        names()
+        assert cached.hit(names) == [NEW]
 
 
 @on_databases("default", "mariadb", transaction=True)
@@ -447,24 +453,18 @@ def test_switching_autocommit_on_is_refused_by_postgresql_while_something_is_pen
     assert cached.warm(names) == [OLD]
 
 
-@on_all
+@on_databases("default", "mariadb", transaction=True)
 def test_a_hook_that_fails_when_autocommit_is_switched_on_leaves_nothing_pending(
     cached: Watch, using: str, author: Author, names: Names
 ) -> None:
-    if using == "postgresql":
-        pending = []
-    else:
-        pending = ["tests_author"]
     transaction.set_autocommit(False, using)
-    Tag.objects.using(using).create(name="tag")
     connections[using].run_on_commit.append((set(), lambda: 1 / 0, False))
     transaction.commit(using)
-    if pending:
-        update(using)
+    update(using)
     with pytest.raises(ZeroDivisionError):
         transaction.set_autocommit(True, using)
-    wait_for_lease(names, cached)
-    assert cached.warm(names) == [NEW if pending else OLD]
+    wait_for_lease(using)
+    assert cached.warm(names) == [NEW]
 
 
 @on_all
@@ -475,6 +475,7 @@ def test_a_transaction_begun_and_committed_as_sql_is_one(
     execute(using, "BEGIN")
     update(using)
     with session(using):
+        assert names() == [OLD]
         assert cached.hit(names) == [OLD]
     assert names() == [NEW]
     execute(using, "COMMIT")
@@ -482,16 +483,15 @@ def test_a_transaction_begun_and_committed_as_sql_is_one(
 
 
 @on_all
-def test_a_transaction_rolled_back_as_sql_spoils_nothing(
-    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+def test_a_transaction_rolled_back_as_sql_leaves_nothing_behind(
+    cached: Watch, using: str, author: Author, names: Names
 ) -> None:
     cached.warm(names)
-    calls = record_calls(monkeypatch, store_of(using), "arm", "fill")
     execute(using, "BEGIN")
     update(using)
     assert names() == [NEW]
     execute(using, "ROLLBACK")
-    assert calls == []
+    names()
     assert cached.hit(names) == [OLD]
     update(using)
     assert cached.warm(names) == [NEW]
@@ -511,17 +511,12 @@ def test_a_transaction_that_is_chained_to_the_next_does_not_publish_the_next(
     assert cached.warm(names) == [NEW]
 
 
-@on_servers
+@on_postgresql
 def test_transactions_ended_and_begun_by_one_text_are_told_apart(
     cached: Watch, using: str, author: Author, names: Names
 ) -> None:
-    if using == "mariadb":
-        pytest.param  # the driver takes one statement at a time
-        texts = ["BEGIN", "COMMIT", "BEGIN"]
-    else:
-        texts = ["BEGIN; COMMIT; BEGIN"]
     with session(using):
-        execute(using, *texts)
+        execute(using, "BEGIN; COMMIT; BEGIN")
         update(using)
         with session(using):
             cached.warm(names)
@@ -535,10 +530,11 @@ def test_autocommit_switched_off_as_sql_stays_off(
 ) -> None:
     with session(using):
         execute(using, "SET autocommit = 0")
-        for value in ("a", "b"):
+        for value, before in (("a", OLD), ("b", "a")):
             update(using, value)
             with session(using):
-                assert cached.warm(names) != [value]
+                assert names() == [before]
+                assert cached.hit(names) == [before]
             execute(using, "COMMIT")
             with session(using):
                 assert cached.warm(names) == [value]
@@ -720,7 +716,7 @@ def test_an_interrupted_commit_is_announced_once_more_when_the_connection_is_tid
         with pytest.raises(error):
             rename(using)
     connections[using].close()
-    wait_for_lease(names, cached)
+    wait_for_lease(using)
     expected = names.in_database()
     assert expected == [OLD if using == "postgresql" else NEW]
     assert cached.warm(names) == expected
@@ -816,192 +812,906 @@ def test_rows_of_a_test_case_never_reach_the_cache(
 # --- isolation ---------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def block(using: str, *statements: str) -> Iterator[None]:
-    with transaction.atomic(using):
-        execute(using, *statements)
-        yield
+Opened = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-@contextlib.contextmanager
-def block_as_sql(using: str, begin: str, *before: str) -> Iterator[None]:
-    execute(using, *before, begin)
-    yield
-    execute(using, "COMMIT")
-
-
-@contextlib.contextmanager
-def altered(using: str, change: str, undo: str) -> Iterator[None]:
-    """A default of the server's that only new sessions take over."""
-    execute(using, change)
-    try:
-        with session(using), transaction.atomic(using):
-            yield
-    finally:
-        with session(using):
-            execute(using, undo)
-
-
-def _options(using: str, **options: Any) -> Callable[[str], Any]:
+def by_option(using: str, **options: Any) -> Opened:
     @contextlib.contextmanager
-    def opened(using: str) -> Iterator[None]:
+    def opened() -> Iterator[None]:
         with session(using, OPTIONS=options), transaction.atomic(using):
             yield
 
     return opened
 
 
-SNAPSHOTS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "repeatable read by option": (
+def in_block(using: str, *statements: str) -> Opened:
+    @contextlib.contextmanager
+    def opened() -> Iterator[None]:
+        with transaction.atomic(using):
+            execute(using, *statements)
+            yield
+
+    return opened
+
+
+def as_sql(using: str, *statements: str) -> Opened:
+    @contextlib.contextmanager
+    def opened() -> Iterator[None]:
+        execute(using, *statements)
+        yield
+        execute(using, "COMMIT")
+
+    return opened
+
+
+def by_default_of(what: str, level: str) -> Opened:
+    """A default of the server's, which new sessions take over."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[None]:
+        name = connections["postgresql"].settings_dict["NAME"]
+        target = what.format(name=name)
+        execute("postgresql", f"ALTER {target} SET default_transaction_isolation = '{level}'")
+        try:
+            with session("postgresql"), transaction.atomic("postgresql"):
+                yield
+        finally:
+            execute("postgresql", f"ALTER {target} RESET default_transaction_isolation")
+
+    return opened
+
+
+SNAPSHOTS: dict[str, Opened] = {
+    "postgresql: option": by_option("postgresql", isolation_level=2),
+    "postgresql: serializable option": by_option("postgresql", isolation_level=3),
+    "postgresql: role": by_default_of("ROLE CURRENT_USER", "repeatable read"),
+    "postgresql: database": by_default_of("DATABASE {name}", "serializable"),
+    "postgresql: SET TRANSACTION": in_block(
+        "postgresql", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+    ),
+    "postgresql: SET": in_block("postgresql", "SET transaction_isolation = 'serializable'"),
+    "postgresql: set_config": in_block(
+        "postgresql", "SELECT set_config('transaction_isolation', 'repeatable read', true)"
+    ),
+    "postgresql: SET SESSION": as_sql(
         "postgresql",
-        _options("postgresql", isolation_level=2),
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "BEGIN",
     ),
-    "serializable by option": ("postgresql", _options("postgresql", isolation_level=3)),
-    "set transaction": (
-        "postgresql",
-        lambda using: block(using, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
+    "postgresql: BEGIN": as_sql("postgresql", "BEGIN ISOLATION LEVEL REPEATABLE READ"),
+    "postgresql: START": as_sql("postgresql", "START TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    "mariadb: option": by_option("mariadb", isolation_level="repeatable read"),
+    "mariadb: no option": by_option("mariadb", isolation_level=None),
+    "mariadb: SET TRANSACTION": as_sql(
+        "mariadb", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "BEGIN"
     ),
-    "set transaction_isolation": (
-        "postgresql",
-        lambda using: block(using, "SET transaction_isolation = 'serializable'"),
+    "mariadb: SET SESSION": as_sql(
+        "mariadb", "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ", "BEGIN"
     ),
-    "set_config": (
-        "postgresql",
-        lambda using: block(
-            using, "SELECT set_config('transaction_isolation', 'repeatable read', true)"
-        ),
-    ),
-    "session characteristics": (
-        "postgresql",
-        lambda using: block_as_sql(
-            using,
-            "BEGIN",
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
-        ),
-    ),
-    "begin isolation level": (
-        "postgresql",
-        lambda using: block_as_sql(using, "BEGIN ISOLATION LEVEL REPEATABLE READ"),
-    ),
-    "start transaction isolation level": (
-        "postgresql",
-        lambda using: block_as_sql(using, "START TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
-    ),
-    "role": (
-        "postgresql",
-        lambda using: altered(
-            using,
-            "ALTER ROLE CURRENT_USER SET default_transaction_isolation = 'repeatable read'",
-            "ALTER ROLE CURRENT_USER RESET default_transaction_isolation",
-        ),
-    ),
-    "database": (
-        "postgresql",
-        lambda using: altered(
-            using,
-            "ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'".format(
-                name=connections[using].settings_dict["NAME"]
-            ),
-            "ALTER DATABASE {name} RESET default_transaction_isolation".format(
-                name=connections[using].settings_dict["NAME"]
-            ),
-        ),
-    ),
-    "mariadb by option": ("mariadb", _options("mariadb", isolation_level="repeatable read")),
-    "mariadb serializable by option": (
-        "mariadb",
-        _options("mariadb", isolation_level="serializable"),
-    ),
-    "mariadb's own default": ("mariadb", _options("mariadb", isolation_level=None)),
-    "mariadb set transaction": (
-        "mariadb",
-        lambda using: block_as_sql(
-            using, "BEGIN", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-        ),
-    ),
-    "mariadb set session": (
-        "mariadb",
-        lambda using: block_as_sql(
-            using, "BEGIN", "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-        ),
-    ),
-    "mariadb variable": (
-        "mariadb",
-        lambda using: block_as_sql(using, "BEGIN", "SET tx_isolation = 'REPEATABLE-READ'"),
-    ),
-    "sqlite": ("default", lambda using: transaction.atomic(using)),
-    "sqlite as sql": ("default", lambda using: block_as_sql(using, "BEGIN")),
+    "mariadb: variable": as_sql("mariadb", "SET tx_isolation = 'REPEATABLE-READ'", "BEGIN"),
+    "default: block": in_block("default"),
+    "default: BEGIN": as_sql("default", "BEGIN"),
 }
 
 
-def on_snapshots() -> Any:
-    def decorate(function: Any) -> Any:
-        function = pytest.mark.parametrize(
-            ("using", "opened"),
-            [
-                pytest.param(
-                    using,
-                    opened,
-                    id=name,
-                    marks=[
-                        pytest.mark.django_db(
-                            transaction=True, databases=list({"default", using})
-                        ),
-                        *([needs(using)] if using != "default" else []),
-                    ],
-                )
-                for name, (using, opened) in SNAPSHOTS.items()
-            ],
-        )(function)
-        return function
-
-    return decorate
+def on_snapshots(function: Any) -> Any:
+    """Run the test with each way to open a transaction that keeps its snapshot."""
+    return pytest.mark.parametrize(
+        ("using", "opened"),
+        [
+            pytest.param(
+                using, opened, id=way, marks=on_databases(using, transaction=True).args[1][0].marks
+            )
+            for way, opened in SNAPSHOTS.items()
+            for using in [way.partition(":")[0]]
+        ],
+    )(function)
 
 
 @pytest.fixture
 def write_ahead(using: str, cached: Watch) -> Iterator[None]:
     """SQLite's readers do not stop its writers."""
-    if using != "default":
-        yield
-        return
-    execute(using, "PRAGMA journal_mode = wal")
+    if using == "default":
+        execute(using, "PRAGMA journal_mode = wal")
     yield
-    execute(using, "PRAGMA journal_mode = delete")
+    if using == "default":
+        execute(using, "PRAGMA journal_mode = delete")
 
 
-@on_snapshots()
+@on_snapshots
 def test_a_transaction_with_a_snapshot_reads_from_it_and_stores_nothing(
     cached: Watch,
     using: str,
-    opened: Callable[[str], Any],
+    opened: Opened,
     author: Author,
     names: Names,
     write_ahead: None,
 ) -> None:
+    cached.warm(names)
     with session(using):
+        cached.clear()
+        with opened():
+            assert names() == [OLD]
+            with session(using):
+                rename(using)
+            assert names() == [OLD]
+        assert set(cached.outcomes) <= {SNAPSHOT, SESSION}
+    assert cached.warm(names) == [NEW]
+
+
+@on_snapshots
+def test_what_another_transaction_cached_is_not_served_to_an_older_snapshot(
+    cached: Watch,
+    using: str,
+    opened: Opened,
+    author: Author,
+    names: Names,
+    write_ahead: None,
+) -> None:
+    with session(using), opened():
+        assert names() == [OLD]
+        with session(using):
+            rename(using)
+            assert cached.warm(names) == [NEW]
+        assert names() == [OLD]
+
+
+@pytest.mark.parametrize(
+    ("using", "options"),
+    [
+        pytest.param(using, options, marks=on_databases(using, transaction=True).args[1][0].marks)
+        for using, options in [
+            ("postgresql", {"isolation_level": 2}),
+            ("mariadb", {"isolation_level": "repeatable read"}),
+            ("mariadb", {"isolation_level": None}),
+        ]
+    ],
+)
+def test_outside_transactions_the_isolation_level_does_not_matter(
+    cached: Watch, using: str, options: dict[str, Any], author: Author, names: Names
+) -> None:
+    """Each statement takes a snapshot of its own."""
+    with session(using, OPTIONS=options):
         names()
-        with opened(using):
-            assert names() == [OLD]
-            with session(using):
-                # SERIALIZABLE on MariaDB locks what it reads.
-                if "serializable" not in str(connections[using].isolation_level if False else ""):
-                    pass
-            with session(using):
-                writable = _try_to_rename(using)
-            assert names() == [OLD]
-            assert "hit" not in cached.outcomes
-            assert cached.outcomes[-2:] != ["miss", "miss"]
-    expected = [NEW] if writable else [OLD]
-    assert names.in_database() == expected
-    assert cached.warm(names) == expected
-
-
-def _try_to_rename(using: str) -> bool:
-    """Returns whether no lock was in the way."""
-    if connections[using].vendor == "mysql":
-        execute(using, "SET SESSION innodb_lock_wait_timeout = 1")
-    try:
+        assert cached.hit(names) == [OLD]
         rename(using)
-    except OperationalError:
-        return False
-    return True
+        assert cached.warm(names) == [NEW]
+
+
+@pytest.mark.parametrize("way", ["option", "SET", "variable"])
+@on_mariadb
+def test_an_uncommitted_row_that_a_transaction_reads_is_served_to_nobody(
+    cached: Watch, using: str, author: Author, names: Names, way: str
+) -> None:
+    statements = {
+        "option": "SELECT 1",
+        "SET": "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED",
+        "variable": "SET tx_isolation = 'READ-UNCOMMITTED'",
+    }
+    options = {"isolation_level": "read uncommitted"} if way == "option" else {}
+    with session(using), transaction.atomic(using):
+        update(using)
+        with session(using, OPTIONS=options):
+            execute(using, statements[way])
+            assert names() == [NEW]
+            with transaction.atomic(using):
+                assert names() == [NEW]
+        with session(using):
+            assert cached.warm(names) == [OLD]
+        transaction.set_rollback(True, using)
+    assert cached.hit(names) == [OLD]
+
+
+@on_sqlite
+def test_sqlite_still_refuses_to_write_on_an_outdated_snapshot(
+    cached: Watch, using: str, author: Author, names: Names, write_ahead: None
+) -> None:
+    cached.warm(names)
+    with (
+        session(using),
+        pytest.raises(OperationalError, match="locked"),
+        transaction.atomic(using),
+    ):
+        assert names() == [OLD]
+        with session(using):
+            rename(using)
+        update(using, "lost update")
+    assert cached.warm(names) == [NEW]
+
+
+@on_sqlite
+def test_a_read_in_a_transaction_still_holds_off_sqlites_writers(
+    cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    """With a rollback journal, a reader's lock is what prevents lost updates."""
+    cached.warm(names)
+    with session(using), transaction.atomic(using):
+        assert names() == [OLD]
+        with (
+            session(using, OPTIONS={"timeout": 0.05}),
+            pytest.raises(OperationalError, match="locked"),
+        ):
+            rename(using)
+        update(using, NEW)
+    assert cached.warm(names) == [NEW]
+
+
+@on_postgresql
+def test_postgresql_still_finds_serializable_transactions_that_cannot_be_serialized(
+    cached: Watch, using: str
+) -> None:
+    """Two transactions, each of which reads what the other one writes."""
+    with factories_using(using):
+        first, second = BookFactory(pages=1), BookFactory(pages=1)
+
+    def total() -> int:
+        return Book.objects.using(using).aggregate(total=Sum("pages"))["total"]
+
+    def take(book: Book) -> None:
+        if total() >= 2:
+            Book.objects.using(using).filter(pk=book.pk).update(pages=0)
+
+    cached.warm(total)
+    serializable = {"OPTIONS": {"isolation_level": 3}}
+    with pytest.raises(OperationalError) as caught:  # noqa: SIM117
+        with session(using, **serializable), transaction.atomic(using):
+            assert total() == 2
+            with session(using, **serializable), transaction.atomic(using):
+                take(second)
+            Book.objects.using(using).filter(pk=first.pk).update(pages=0)
+    assert caught.value.__cause__.sqlstate == "40001"
+    assert cached.warm(total) == 1
+
+
+# --- locks -------------------------------------------------------------------------------------
+
+
+@on_pairs(
+    ("postgresql", "redis"),
+    ("postgresql", "memcached"),
+    ("mariadb", "redis"),
+    transaction=True,
+)
+def test_no_increment_is_lost_under_select_for_update(cached: Watch, using: str) -> None:
+    with factories_using(using):
+        book = BookFactory(pages=0)
+    rows = Book.objects.using(using).filter(pk=book.pk)
+
+    def increment() -> None:
+        for _ in range(200):
+            with transaction.atomic(using):
+                rows.select_for_update().get()
+                pages = rows.values_list("pages", flat=True).get()
+                rows.update(pages=pages + 1)
+
+    threads = [Background(increment) for _ in range(2)]
+    for thread in threads:
+        thread.result()
+    assert cached.warm(lambda: rows.get().pages) == 400
+
+
+LOCKS = {
+    "postgresql": (
+        "SELECT 1 FROM tests_author FOR SHARE",
+        "LOCK TABLE tests_author IN SHARE MODE",
+        "SELECT pg_advisory_xact_lock(1)",
+    ),
+    "mariadb": ("SELECT 1 FROM tests_author LOCK IN SHARE MODE", "SELECT GET_LOCK('x', 1)"),
+}
+
+
+@on_servers
+def test_a_transaction_that_holds_locks_reads_from_the_database_until_it_ends(
+    cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    for statement in LOCKS[using]:
+        with transaction.atomic(using):
+            cached.hit(names)
+            execute(using, statement)
+            with cached.expect(LOCKED):
+                names()
+        cached.hit(names)
+
+
+# --- sessions ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tenants(using: str, cached: Watch, author: Author) -> Iterator[None]:
+    """Two schemas with authors of their own, and a role that sees none of them."""
+    execute(
+        using,
+        *(
+            statement.format(name)
+            for name in ("one", "two")
+            for statement in (
+                "CREATE SCHEMA {0}",
+                "CREATE TABLE {0}.tests_author (LIKE public.tests_author)",
+                "INSERT INTO {0}.tests_author (id, name) VALUES (1, '{0}')",
+            )
+        ),
+        "CREATE ROLE tests_nobody",
+        "GRANT SELECT ON tests_author TO tests_nobody",
+        "ALTER TABLE tests_author ENABLE ROW LEVEL SECURITY",
+    )
+    yield
+    execute(
+        using,
+        "DROP SCHEMA one CASCADE",
+        "DROP SCHEMA two CASCADE",
+        "ALTER TABLE tests_author DISABLE ROW LEVEL SECURITY",
+        "DROP OWNED BY tests_nobody",
+        "DROP ROLE tests_nobody",
+    )
+
+
+@on_postgresql
+def test_each_search_path_has_its_own_answers(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    cached.warm(names)
+    with session(using):
+        for name in ("one", "two"):
+            execute(using, f"SET search_path TO {name}, public")
+            assert cached.warm(names) == [name]
+            update(using, name.upper())
+            assert cached.warm(names) == [name.upper()]
+        execute(using, "SET search_path TO one, public")
+        assert names() == ["ONE"]
+    assert names() == [OLD]
+
+
+@on_postgresql
+def test_a_search_path_set_in_a_transaction_that_is_rolled_back_is_not_believed(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    cached.warm(names)
+    with session(using):
+        execute(using, "SET search_path TO one")
+        assert cached.warm(names) == ["one"]
+        with transaction.atomic(using):
+            execute(using, "SET search_path TO two")
+            assert cached.warm(names) == ["two"]
+            transaction.set_rollback(True, using)
+        with cached.expect(SESSION):
+            assert names() == ["one"]
+        execute(using, "SET search_path TO two")
+        assert cached.hit(names) == ["two"]
+
+
+@on_postgresql
+def test_a_search_path_set_behind_a_savepoint_that_is_rolled_back_is_not_believed(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    with session(using), transaction.atomic(using):
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic(using):
+            execute(using, "SET search_path TO one")
+            assert cached.warm(names) == ["one"]
+            1 / 0  # noqa: B018
+        with cached.expect(SESSION):
+            assert names() == [OLD]
+
+
+@on_postgresql
+def test_a_search_path_set_in_a_transaction_that_commits_stays(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    with session(using):
+        with transaction.atomic(using):
+            execute(using, "SET search_path TO one")
+        assert cached.warm(names) == ["one"]
+        execute(using, "BEGIN", "ROLLBACK")
+        assert cached.hit(names) == ["one"]
+
+
+@on_postgresql
+def test_a_local_search_path_is_not_cached_and_ends_with_the_transaction(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    cached.warm(names)
+    with transaction.atomic(using):
+        execute(using, "SET LOCAL search_path TO one")
+        with cached.expect(SESSION):
+            assert names() == ["one"]
+    assert cached.hit(names) == [OLD]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT set_config('search_path', 'one', false)", ["one"]),
+        ("SET ROLE tests_nobody", []),
+        ("SET SESSION AUTHORIZATION tests_nobody", []),
+    ],
+)
+@pytest.mark.parametrize("is_in_block", [False, True])
+@on_postgresql
+def test_a_session_that_sees_something_else_is_not_cached(
+    cached: Watch,
+    using: str,
+    names: Names,
+    tenants: None,
+    statement: str,
+    expected: list[str],
+    is_in_block: bool,
+) -> None:
+    cached.warm(names)
+    with session(using):
+        with transaction.atomic(using) if is_in_block else contextlib.nullcontext():
+            execute(using, statement)
+            with cached.expect(SESSION):
+                assert names() == expected
+        with cached.expect(SESSION):
+            assert names() == expected
+    with session(using):
+        assert cached.hit(names) == [OLD]
+
+
+@on_mariadb
+def test_a_session_that_uses_another_database_is_not_cached(
+    cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    execute(using, "CREATE DATABASE tests_other")
+    try:
+        with session(using):
+            execute(
+                using,
+                "CREATE TABLE tests_other.tests_author AS SELECT * FROM tests_author WHERE 0",
+                "USE tests_other",
+            )
+            with cached.expect(SESSION):
+                assert names() == []
+    finally:
+        execute(using, "DROP DATABASE tests_other")
+    assert cached.hit(names) == [OLD]
+
+
+# --- is the outcome known? ---------------------------------------------------------------------
+
+
+def outcome_of(using: str, *statements: str) -> tuple[db.Error, bool]:
+    """The error that the last statement raises, and whether nothing of it is still to come."""
+    connection = connections[using]
+    with pytest.raises(db.Error) as caught:
+        execute(using, *statements)
+    return caught.value, transactions.outcome_is_known(connection, caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "statement"),
+    [
+        (IntegrityError, "INSERT INTO tests_tag (name) VALUES ('tag')"),
+        (db.ProgrammingError, "UPDATE tests_no_such_table SET name = 'x'"),
+        (db.ProgrammingError, "UPDATE UPDATE"),
+    ],
+)
+@on_all
+def test_a_statement_that_the_database_refuses_is_over(
+    cached: Watch, using: str, error: type[db.Error], statement: str
+) -> None:
+    Tag.objects.using(using).create(name="tag")
+    caught, is_known = outcome_of(using, statement)
+    # SQLite calls what it cannot parse an OperationalError.
+    assert isinstance(caught, OperationalError if using == "default" != error else error) or (
+        using == "default"
+    )
+    assert is_known
+
+
+@on_servers
+def test_a_value_out_of_range_is_over(cached: Watch, using: str) -> None:
+    caught, is_known = outcome_of(
+        using, "INSERT INTO tests_tag (name) VALUES ('" + 51 * "x" + "')"
+    )
+    assert isinstance(caught, db.DataError)
+    assert is_known
+
+
+@on_all
+def test_a_lock_that_is_not_given_is_over(cached: Watch, using: str, author: Author) -> None:
+    impatient = {
+        "default": "PRAGMA busy_timeout = 50",
+        "postgresql": "SET lock_timeout = 50",
+        "mariadb": "SET innodb_lock_wait_timeout = 1",
+    }
+    with session(using), transaction.atomic(using):
+        update(using)
+        with session(using):
+            caught, is_known = outcome_of(
+                using, impatient[using], "UPDATE tests_author SET name = 'x'"
+            )
+    assert isinstance(caught, OperationalError)
+    assert is_known
+
+
+@on_servers
+def test_a_deadlock_is_over(cached: Watch, using: str) -> None:
+    with factories_using(using):
+        keys = [AuthorFactory().pk, AuthorFactory().pk]
+    barrier = threading.Barrier(2)
+
+    def cross(first: int, second: int) -> bool | None:
+        try:
+            with transaction.atomic(using):
+                Author.objects.using(using).filter(pk=first).update(name=NEW)
+                barrier.wait(SECONDS)
+                Author.objects.using(using).filter(pk=second).update(name=NEW)
+        except OperationalError as error:
+            return transactions.outcome_is_known(connections[using], error)
+        return None
+
+    threads = [Background(cross, *keys), Background(cross, *keys[::-1])]
+    outcomes = [thread.result() for thread in threads]
+    assert sorted(outcomes, key=str) == [None, True]
+
+
+@on_servers
+def test_the_outcome_on_a_connection_that_was_killed_is_not_known(
+    cached: Watch, using: str, author: Author
+) -> None:
+    with session(using) as connection:
+        execute(using, "SELECT 1")
+        kill(connection)
+        for _ in range(2):
+            # The second time the driver itself knows that the connection is gone.
+            _, is_known = outcome_of(using, "UPDATE tests_author SET name = 'x'")
+            assert not is_known
+
+
+@pytest.mark.parametrize(
+    "statement", ["SELECT pg_sleep(60)", "SELECT SLEEP(60) FROM tests_author"]
+)
+@on_servers
+def test_the_outcome_of_a_statement_whose_connection_is_killed_meanwhile_is_not_known(
+    cached: Watch, using: str, author: Author, statement: str
+) -> None:
+    if ("pg_" in statement) != (using == "postgresql"):
+        return
+    victims = []
+
+    def sleep() -> bool:
+        connection = connections[using]
+        connection.ensure_connection()
+        victims.append(connection)
+        started.set()
+        return outcome_of(using, statement)[1]
+
+    started = threading.Event()
+    thread = Background(sleep)
+    assert started.wait(SECONDS)
+    kill(victims[0])
+    assert not thread.result()
+
+
+@on_postgresql
+def test_the_outcome_of_a_cancelled_statement_is_not_known(cached: Watch, using: str) -> None:
+    """An operator may cancel the COMMIT of a server that waits for its standby: it is done."""
+    with session(using):
+        caught, is_known = outcome_of(using, "SET statement_timeout = 50", "SELECT pg_sleep(60)")
+    assert caught.__cause__.sqlstate == "57014"
+    assert not is_known
+
+
+@on_all
+def test_the_outcome_of_what_was_interrupted_is_not_known(using: str) -> None:
+    for error in (KeyboardInterrupt(), RuntimeError(), MemoryError()):
+        assert not transactions.outcome_is_known(connections[using], error)
+
+
+@on_sqlite
+def test_the_outcome_of_a_failing_disk_is_not_known(using: str) -> None:
+    error = OperationalError("disk I/O error")
+    assert not transactions.outcome_is_known(connections[using], error)
+
+
+@pytest.mark.parametrize("state", ["08006", "40003", "53100", "57P01", "58030", "XX000", None])
+@on_postgresql
+def test_postgresqls_own_trouble_leaves_the_outcome_open(using: str, state: str | None) -> None:
+    error, cause = OperationalError(), Exception()
+    cause.sqlstate = state
+    error.__cause__ = cause
+    assert not transactions.outcome_is_known(connections[using], error)
+
+
+# --- the cache cannot be told ------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> Iterator[Callable[[], None]]:
+    """The cache holds the names and cannot be told of anything until the function is called."""
+    cached.warm(names)
+    store, breaker = store_of(using), route_of(using).breaker
+    # Its pauses would only make the test wait.
+    monkeypatch.setattr(breaker, "failed", lambda: None)
+
+    def fail(*args: Any) -> None:
+        raise CacheError("out of reach")
+
+    with monkeypatch.context() as patch:
+        for method in ("arm", "bump"):
+            patch.setattr(store, method, fail)
+        yield patch.undo
+
+
+@on_all
+def test_a_write_that_the_cache_cannot_be_told_of_is_refused(
+    cached: Watch, using: str, author: Author, names: Names, broken: Callable[[], None]
+) -> None:
+    with pytest.raises(CacheUnreachable, match="tests_author"):
+        rename(using)
+    with pytest.raises(CacheUnreachable, match="tests_author"):
+        update(using)
+    assert issubclass(CacheUnreachable, OperationalError)
+    assert names.in_database() == [OLD]
+    assert connections[using].get_autocommit()
+    assert cached.hit(names) == [OLD]
+    broken()
+    rename(using)
+    assert cached.warm(names) == [NEW]
+
+
+@pytest.fixture
+def let_through(settings: Any, cached: Watch) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "open"}
+
+
+@pytest.mark.parametrize("write", [rename, update])
+@on_all
+def test_a_write_that_is_let_through_is_not_answered_from_the_cache_until_it_was_told(
+    let_through: None,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    broken: Callable[[], None],
+    write: Callable[[str], None],
+) -> None:
+    write(using)
+    assert names.in_database() == [NEW]
+    with cached.expect("cache unreachable", "cache unreachable"):
+        assert names() == names() == [NEW]
+    assert counters.snapshot([using])[using]["tests_author"]["unannounced"] >= 1
+    broken()
+    assert cached.warm(names) == [NEW]
+
+
+@on_all
+def test_tables_that_were_not_written_are_served_while_others_are_owed(
+    let_through: None, cached: Watch, using: str, author: Author, broken: Callable[[], None]
+) -> None:
+    def tags() -> int:
+        return Tag.objects.using(using).count()
+
+    rename(using)
+    cached.warm(tags)
+    broken()
+
+
+@on_pairs(("postgresql", "locmem"), transaction=True)
+def test_what_is_owed_is_not_paid_before_the_commit(
+    monkeypatch: pytest.MonkeyPatch,
+    let_through: None,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    broken: Callable[[], None],
+) -> None:
+    """The cache comes back between the announcement that failed and the COMMIT."""
+    commit = pause_before(monkeypatch, BaseDatabaseWrapper, "_commit")
+    writer = Background(rename, using)
+    commit.wait()
+    broken()
+    for _ in range(2):
+        assert names() == [OLD]
+    commit.end()
+    writer.result()
+    assert cached.warm(names) == [NEW]
+
+
+@on_pairs(("postgresql", "locmem"), transaction=True)
+def test_a_write_that_fails_while_another_one_is_paid_for_is_owed_still(
+    monkeypatch: pytest.MonkeyPatch,
+    let_through: None,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    broken: Callable[[], None],
+) -> None:
+    rename(using, "first")
+    store = store_of(using)
+    original = type(store).bump.__get__(store)
+
+    def bump(*args: Any) -> None:
+        original(*args)
+        with session(using):
+            names()
+            rename(using, "second")
+
+    monkeypatch.setattr(store, "bump", bump)
+    names()
+    broken()
+    monkeypatch.setattr(store, "bump", original)
+    assert cached.warm(names) == ["second"]
+
+
+@on_all
+def test_the_next_write_that_the_cache_hears_of_pays_what_is_owed(
+    monkeypatch: pytest.MonkeyPatch,
+    let_through: None,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    broken: Callable[[], None],
+) -> None:
+    """Other processes need it, even if this one never reads."""
+    rename(using)
+    broken()
+    Tag.objects.using(using).create(name="tag")
+    assert transactions.owed(route_of(using)) == frozenset()
+    assert cached.warm(names) == [NEW]
+
+
+@pytest.fixture
+def own_redis(settings: Any, using: str) -> Iterator[servers.RedisServer]:
+    """A Redis server for this test alone, behind the cache alias `own`."""
+    with servers.RedisServer() as server:
+        settings.CACHES = {
+            **settings.CACHES,
+            "own": {
+                "BACKEND": "django.core.cache.backends.redis.RedisCache",
+                "LOCATION": f"redis://{servers.HOST}:{server.port}/0",
+            },
+        }
+        settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "own"}
+        wait_for_quarantine(using)
+        yield server
+
+
+@pytest.fixture
+def own_watch(own_redis: servers.RedisServer, using: str) -> Iterator[Watch]:
+    with factories_using(using):
+        AuthorFactory(name=OLD)
+    with Watch(using) as watch:
+        yield watch
+
+
+def recovered(cached: Watch, question: Callable[[], Any]) -> Any:
+    """The answer, as soon as it comes from the cache again."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        answer, outcomes = cached.call(question)
+        if outcomes == ["hit"]:
+            return answer
+        assert time.monotonic() < deadline, "nothing is cached any more"
+        time.sleep(0.05)
+
+
+@on_all
+def test_with_a_dead_redis_writes_are_refused_and_reads_go_to_the_database(
+    own_redis: servers.RedisServer, own_watch: Watch, using: str, names: Names
+) -> None:
+    own_watch.warm(names)
+    own_redis.kill()
+    with pytest.raises(CacheUnreachable):
+        rename(using)
+    assert connections[using].get_autocommit()
+    with own_watch.expect("cache unreachable"):
+        assert names() == [OLD]
+    own_redis.start()
+    assert recovered(own_watch, names) == [OLD]
+    rename(using)
+    assert own_watch.warm(names) == [NEW]
+
+
+@on_all
+def test_with_a_dead_redis_writes_may_be_let_through(
+    let_through_own: None,
+    own_redis: servers.RedisServer,
+    own_watch: Watch,
+    using: str,
+    names: Names,
+) -> None:
+    own_watch.warm(names)
+    own_redis.kill()
+    rename(using)
+    with own_watch.expect("cache unreachable"):
+        assert names() == [NEW]
+    own_redis.start()
+    assert recovered(own_watch, names) == [NEW]
+
+
+@pytest.fixture
+def let_through_own(own_redis: servers.RedisServer, settings: Any) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "open"}
+
+
+@on_all
+def test_a_hung_redis_holds_up_a_write_for_no_longer_than_the_socket_timeout(
+    own_redis: servers.RedisServer, own_watch: Watch, settings: Any, using: str, names: Names
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "SOCKET_TIMEOUT": 0.1}
+    own_watch.warm(names)
+    own_redis.pause()
+    try:
+        begun = time.monotonic()
+        with pytest.raises(CacheUnreachable):
+            rename(using)
+        assert time.monotonic() - begun < 3
+    finally:
+        own_redis.resume()
+    assert names.in_database() == [OLD]
+
+
+@on_all
+def test_switched_off_ormcache_does_not_stop_writes_when_the_cache_is_dead(
+    own_redis: servers.RedisServer, own_watch: Watch, settings: Any, using: str, names: Names
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ENABLED": False}
+    own_redis.kill()
+    rename(using)
+    with own_watch.expect("switched off"):
+        assert names() == [NEW]
+
+
+@on_all
+def test_switched_off_ormcache_still_tells_others_of_writes(
+    settings: Any, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    usual = settings.ORMCACHE
+    settings.ORMCACHE = {**usual, "ENABLED": False}
+    rename(using)
+    settings.ORMCACHE = usual
+    assert cached.warm(names) == [NEW]
+
+
+# --- what a connection does not do -------------------------------------------------------------
+
+
+@on_all
+def test_asking_whether_a_transaction_is_open_opens_no_connection(using: str) -> None:
+    with session(using) as connection:
+        state = transactions.state_of(connection)
+        assert not transactions.in_transaction(connection, state)
+        assert connection.connection is None
+        connection.settings_dict["AUTOCOMMIT"] = False
+        assert transactions.in_transaction(connection, state)
+        assert connection.connection is None
+
+
+@on_postgresql
+def test_the_isolation_of_the_server_is_asked_once_per_session_and_not_logged(
+    cached: Watch, using: str, author: Author, names: Names, django_assert_num_queries: Any
+) -> None:
+    with session(using) as connection:
+        for _ in range(2):
+            with transaction.atomic(using):
+                with django_assert_num_queries(1, connection=connection):
+                    execute(using, "SELECT 1")
+                names()
+        with (
+            transaction.atomic(using),
+            django_assert_num_queries(0, connection=connection),
+        ):
+            assert cached.hit(names) == [OLD]
+
+
+@on_all
+def test_a_greatest_value_read_in_a_transaction_counts_its_own_rows(
+    cached: Watch, using: str, author: Author
+) -> None:
+    def greatest() -> int:
+        return Author.objects.using(using).aggregate(greatest=Max("pk"))["greatest"]
+
+    cached.warm(greatest)
+    with transaction.atomic(using):
+        created = Author.objects.using(using).create(name=NEW)
+        assert greatest() == created.pk
+    assert cached.warm(greatest) == created.pk

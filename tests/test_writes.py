@@ -1034,9 +1034,9 @@ def table_with_a_schema(db):
 @story(SQLITE, POSTGRESQL)
 def table_with_a_schema_by_hand(db):
     schema = "main" if db == SQLITE else "public"
-    qualified = _shelf(f'{schema}"."tests_shelf')
-    with tables_of(db, _shelf("tests_shelf")):
-        qualified.objects.using(db).create(name="old")
+    plain, qualified = _shelf("tests_shelf"), _shelf(f'{schema}"."tests_shelf')
+    with tables_of(db, plain):
+        plain.objects.using(db).create(name="old")
         yield rows(qualified, db)
         run(db, f"update {schema}.tests_shelf set name = 'new'")
         yield
@@ -1319,6 +1319,7 @@ def run_python(db):
 # --- the stories are told ------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("emptied")
 @pytest.mark.parametrize(("using", "tell"), _stories)
 def test_what_was_written_is_read(cached: Watch, using: str, tell: Story) -> None:
     with factories.using(using), contextlib.closing(tell(using)) as plot:

@@ -71,7 +71,7 @@ def route(connection: Any, settings: Settings) -> Route:
         timeout=timeout,
         # Switched off, ormcache still tells other processes of writes, but never in the way.
         on_failure=settings.ON_CACHE_FAILURE if settings.ENABLED else "ignore",
-        context=(alias, connection.vendor, connection.timezone_name, *_session(connection)),
+        context=(alias, *_driver(connection), *_session(connection)),
     )
 
 
@@ -89,11 +89,23 @@ def _store(connection: Any, cache_alias: str, consistency: str) -> Store | None:
 
 
 def basis(connection: Any) -> tuple[object, ...]:
-    """What may change during the life of a connection: its database, its schema, its process."""
+    """What may change while a connection lives: its database, schema, time zone and process."""
     return (
         connection.settings_dict["NAME"],
         getattr(connection, "schema_name", None),
+        connection.timezone,
         _process,
+    )
+
+
+def _driver(connection: Any) -> tuple[object, ...]:
+    """What decides of which types the values in a row are."""
+    # The time zone is None without USE_TZ, and datetimes come without one.
+    return (
+        connection.vendor,
+        connection.Database.__name__,
+        str(connection.timezone),
+        connection.timezone_name,
     )
 
 

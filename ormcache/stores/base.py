@@ -25,7 +25,7 @@ class Lookup(NamedTuple):
     """The answer to a read."""
 
     entry: bytes | None
-    """The encoded result, if a valid one is stored."""
+    """The encoded result, if a valid one is stored; b"" for one that cannot be read."""
     vector: str | None = None
     """What to store an answer under; None if the registers are not clean."""
     reason: Reason | None = None

@@ -13,6 +13,7 @@ class Breaker:
     """Closed while calls succeed; after a failure open for a while, twice as long each time.
 
     When the time is over, one caller is let through to try; the others wait for its outcome.
+    Calls that were on their way when the first of them failed count as one failure.
     """
 
     def __init__(self) -> None:
@@ -20,9 +21,11 @@ class Breaker:
         self._pause = _SHORTEST
         self._until: float | None = None
         self._failed_at = 0.0
+        self._trying = False
 
     @property
     def is_closed(self) -> bool:
+        """Whether nothing is known to be wrong."""
         return self._until is None
 
     def allows(self, *, urgent: bool = False) -> bool:
@@ -41,15 +44,19 @@ class Breaker:
             if now < (self._failed_at + _SHORTEST if urgent else until):
                 return False
             self._until = now + self._pause
+            self._trying = True
             return True
 
     def succeeded(self) -> None:
         if self._until is not None:
             with self._lock:
-                self._until, self._pause = None, _SHORTEST
+                self._until, self._pause, self._trying = None, _SHORTEST, False
 
     def failed(self) -> None:
         with self._lock:
+            if self._until is not None and not self._trying:
+                return
+            self._trying = False
             self._failed_at = time.monotonic()
             self._until = self._failed_at + self._pause
             self._pause = min(self._pause * 2, _LONGEST)

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from django.core.cache.backends.base import BaseCache
 
@@ -64,7 +63,8 @@ class LocMemStore(Store):
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
         now = time.monotonic()
-        parts = []
+        # The name of the entry binds it to its question: copied to another key, it is no answer.
+        parts: list[object] = [entry]
         with self._lock:
             for table in (EVERYTHING, *tables):
                 register = self._register(namespace, table, now)
@@ -72,8 +72,12 @@ class LocMemStore(Store):
                     remaining = max(register.intents.values()) - now
                     return Lookup(None, None, Reason.BUSY, remaining)
                 parts.append(register.nonce)
-        vector = ".".join(map(str, parts))
-        found = self._call("get", f"ormcache:{namespace}:{entry}")
+        vector = ";".join(map(str, parts))
+        try:
+            found = self._cache.get(f"ormcache:{namespace}:{entry}")
+        except Exception:
+            # Somebody else has put there what cannot be unpickled.
+            return Lookup(b"", vector)
         if type(found) is tuple and len(found) == 2 and found[0] == vector:
             return Lookup(found[1], vector)
         return Lookup(None, vector)
@@ -81,7 +85,10 @@ class LocMemStore(Store):
     def fill(
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
     ) -> None:
-        self._call("set", f"ormcache:{namespace}:{entry}", (vector, payload), timeout)
+        try:
+            self._cache.set(f"ormcache:{namespace}:{entry}", (vector, payload), timeout)
+        except Exception as error:
+            raise CacheError(f"{type(error).__name__}: {error}") from error
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         now = time.monotonic()
@@ -111,9 +118,3 @@ class LocMemStore(Store):
             ]
             armed = {name: max(reg.intents.values()) - now for name, reg in mine if reg.intents}
         return {"registers": len(mine), "armed": armed}
-
-    def _call(self, method: str, *args: Any) -> Any:
-        try:
-            return getattr(self._cache, method)(*args)
-        except Exception as error:
-            raise CacheError(f"{type(error).__name__}: {error}") from error

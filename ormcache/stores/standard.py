@@ -4,6 +4,8 @@ The same bracket as in strict mode with plain values: a register holds ``c:<nonc
 ``d:<intent>`` (a commit is on its way). Without scripts the intents of two writers cannot be
 counted, so an answer can be out of date while two commits to one table overlap, for as long as
 the second needs from its COMMIT to its end.
+
+Some caches swallow errors. What a commit depends on is therefore read back.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ from typing import Any
 
 from django.core.cache import caches
 from django.core.cache.backends.db import BaseDatabaseCache
-from django.db import router
+from django.db import connections, router
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
 from ormcache.reasons import Reason
 from ormcache.stores.base import EVERYTHING, Lookup, Store, new_nonce, store_access
+
+_CLEAN, _DIRTY = "c:", "d:"
+_ATTEMPTS = 3
+_UNREADABLE = object()
 
 
 class StandardStore(Store):
@@ -38,23 +44,35 @@ class StandardStore(Store):
         return None
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
+        if self._is_in_transaction():
+            return Lookup(None, None, Reason.CACHE_UNREACHABLE)
         entry_key = f"ormcache:{namespace}:e:{entry}"
         keys = self._registers(namespace, (EVERYTHING, *tables))
-        found = self._call("get_many", [entry_key, *keys])
+        found = self._look(entry_key, keys)
         missing = [key for key in keys if key not in found]
         if missing:
             for key in missing:
                 # Not set(): that could undo a mark that a writer has put there meanwhile.
-                self._call("add", key, "c:" + new_nonce(), None)
+                self._call("add", key, _CLEAN + new_nonce(), None)
             found = self._call("get_many", keys)
         values = [found.get(key) for key in keys]
-        if not all(isinstance(value, str) and value.startswith("c:") for value in values):
+        if not all(isinstance(value, str) and value.startswith(_CLEAN) for value in values):
             return Lookup(None, None, Reason.BUSY, current().LEASE)
-        vector = ";".join(values)
+        # The name of the entry binds it to its question: copied to another key, it is no answer.
+        vector = ";".join((entry, *map(str, values)))
         value = found.get(entry_key)
         if type(value) is tuple and len(value) == 2 and value[0] == vector:
             return Lookup(value[1], vector)
-        return Lookup(None, vector)
+        return Lookup(b"" if value is _UNREADABLE else None, vector)
+
+    def _look(self, entry_key: str, keys: list[str]) -> dict[str, Any]:
+        """Entry and registers; an entry that cannot be unpickled is no sign of a dead cache."""
+        try:
+            return self._call("get_many", [entry_key, *keys])  # type: ignore[no-any-return]
+        except CacheError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+        return {**self._call("get_many", keys), entry_key: _UNREADABLE}
 
     def fill(
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
@@ -67,13 +85,14 @@ class StandardStore(Store):
         )
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        self._set(namespace, tables, "d:" + intent, math.ceil(current().LEASE))
+        # Caches count in whole seconds, and some round down.
+        self._surely_set(namespace, tables, _DIRTY + intent, math.ceil(current().LEASE) + 1)
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        self._set(namespace, tables, "c:" + new_nonce(), None)
+        self._set(self._registers(namespace, tables), _CLEAN + new_nonce(), None)
 
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
-        self._set(namespace, tables, "c:" + new_nonce(), None)
+        self._surely_set(namespace, tables, _CLEAN + new_nonce(), None)
 
     def status(self, namespace: str) -> dict[str, object]:
         return {}
@@ -90,17 +109,48 @@ class StandardStore(Store):
             for table in tables
         ]
 
-    def _set(
-        self, namespace: str, tables: Sequence[str], value: str, timeout: float | None
-    ) -> None:
-        keys = self._registers(namespace, tables)
+    def _set(self, keys: Sequence[str], value: str, timeout: float | None) -> None:
         failed = self._call("set_many", dict.fromkeys(keys, value), timeout)
         if failed:
             raise CacheError(f"the cache did not store {', '.join(map(str, failed))}")
 
+    def _surely_set(
+        self, namespace: str, tables: Sequence[str], value: str, timeout: float | None
+    ) -> None:
+        """Set registers and look whether they are, or were marked by another writer."""
+        keys = self._registers(namespace, tables)
+        for _ in range(_ATTEMPTS):
+            self._set(keys, value, timeout)
+            found = self._call("get_many", keys)
+            if all(
+                isinstance(there, str) and (there == value or there.startswith(_DIRTY))
+                for there in map(found.get, keys)
+            ):
+                return
+            # Swallowed errors, or the end of another commit came in between.
+        raise CacheError("the cache did not keep what it was told")
+
+    def _is_in_transaction(self) -> bool:
+        """Whether the cache lives in a database that has a transaction open on this thread.
+
+        Others would not see what is set in it, and what is read may be a snapshot.
+        """
+        home = self.database()
+        if home is None:
+            return False
+        connection = connections[home]
+        if connection.connection is None:
+            # Not get_autocommit(): that would connect, and could fail.
+            return not connection.settings_dict["AUTOCOMMIT"]
+        return connection.in_atomic_block or not connection.autocommit
+
     def _call(self, method: str, *args: Any) -> Any:
         try:
             with store_access():
+                if self._is_in_transaction():
+                    raise CacheError("the cache is inside a transaction of its database")
                 return getattr(caches[self._alias], method)(*args)
+        except CacheError:
+            raise
         except Exception as error:
             raise CacheError(f"{type(error).__name__}: {error}") from error

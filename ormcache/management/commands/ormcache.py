@@ -12,7 +12,8 @@ from django.db.models.query import RawQuerySet
 
 import ormcache
 from ormcache.conf import current
-from ormcache.exceptions import CacheError, OrmcacheError
+from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
+from ormcache.signals import tables_invalidated
 from ormcache.transactions import state_of
 
 
@@ -52,37 +53,40 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def flush(self, database: str | None, tables: list[str], **options: Any) -> None:
-        self._reach([database] if database else list(connections))
-        if tables:
+        errors = []
+        for alias in [database] if database else list(connections):
             try:
-                ormcache.invalidate(*tables, using=database)
-            except LookupError as error:
-                raise CommandError(str(error)) from error
-        else:
-            ormcache.flush(using=database)
+                self._flush(alias, tables)
+            except (CacheUnreachable, LookupError) as error:
+                errors.append(f"Nothing was invalidated of the database {alias!r}: {error}")
+        if errors:
+            raise CommandError("\n".join(errors))
         what = ", ".join(tables) if tables else "everything"
         self.stdout.write(
             self.style.SUCCESS(f"Invalidated {what} of {database or 'all databases'}.")
         )
 
-    def _reach(self, aliases: list[str]) -> None:
-        """Fail unless every cache answers, even where ``ON_CACHE_FAILURE`` lets writes through.
+    def _flush(self, alias: str, tables: list[str]) -> None:
+        """Fail if the cache was not told, even where ``ON_CACHE_FAILURE`` lets writes through.
 
-        The process that owes the cache an invalidation is about to end.
+        What is owed to the cache is paid later by the process that owes it; this one ends.
         """
-        settings = current()
-        for alias in aliases:
-            route = state_of(connections[alias]).route(connections[alias], settings)
-            if route.store is None:
-                continue
-            try:
-                # Not every cache is asked for its status.
-                route.store.read(route.namespace, "none", ())
-            except CacheError as error:
-                raise CommandError(
-                    f"Nothing was invalidated: the cache {route.cache_alias!r} of the database "
-                    f"{alias!r} does not answer: {error}"
-                ) from error
+        told: list[object] = []
+
+        def note(**kwargs: object) -> None:
+            told.append(kwargs)
+
+        tables_invalidated.connect(note)
+        try:
+            if tables:
+                ormcache.invalidate(*tables, using=alias)
+            else:
+                ormcache.flush(using=alias)
+        finally:
+            tables_invalidated.disconnect(note)
+        route = state_of(connections[alias]).route(connections[alias], current())
+        if route.store is not None and not told:
+            raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer.")
 
     def explain(self, query: str, database: str | None, **options: Any) -> None:
         names: dict[str, Any] = {model.__name__: model for model in apps.get_models()}

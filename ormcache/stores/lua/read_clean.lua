@@ -18,8 +18,9 @@ for i = 2, #KEYS do
 end
 if clean then
   head = head .. '|'
-  local entry = redis.call('GET', KEYS[1])
-  if entry and string.sub(entry, 1, #head) == head then
+  -- A key of another type is as good as none.
+  local entry = redis.pcall('GET', KEYS[1])
+  if type(entry) == 'string' and string.sub(entry, 1, #head) == head then
     return entry
   end
   return {head}

@@ -21,8 +21,8 @@ if not clean then
 end
 
 head = head .. '|'
-local entry = redis.call('GET', KEYS[1])
-if entry and string.sub(entry, 1, #head) == head then
+local entry = redis.pcall('GET', KEYS[1])
+if type(entry) == 'string' and string.sub(entry, 1, #head) == head then
   return entry
 end
 return {head}

@@ -1,0 +1,304 @@
+"""``manage.py ormcache``."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+import ormcache
+from ormcache import counters
+from ormcache.exceptions import CacheError
+from ormcache.stores import LocMemStore, breaker_for
+from tests import servers
+from tests.marks import on_caches, on_databases
+from tests.models import Author, Book, Restaurant
+from tests.watching import Watch
+
+
+def run(*arguments: str) -> str:
+    output = io.StringIO()
+    call_command("ormcache", *arguments, stdout=output, no_color=True)
+    return output.getvalue()
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def fail(*args: Any) -> None:
+        raise CacheError("out of order")
+
+    for method in ("read", "arm", "finish", "bump", "status"):
+        monkeypatch.setattr(LocMemStore, method, fail)
+    yield
+    breaker_for("locmem").succeeded()
+
+
+def test_a_subcommand_is_required() -> None:
+    with pytest.raises(CommandError, match="required"):
+        run()
+
+
+@pytest.mark.parametrize("subcommand", [["flush"], ["explain", "Book.objects"], ["status"]])
+def test_an_unknown_database_is_named_with_those_that_are_known(subcommand: list[str]) -> None:
+    with pytest.raises(CommandError, match=r"no database 'nowhere'\. Known aliases: default"):
+        run(*subcommand, "--database", "nowhere")
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("subcommand", [["flush"], ["explain", "Book.objects"], ["status"]])
+def test_wrong_settings_are_an_error_without_a_traceback(
+    settings: Any, using: str, subcommand: list[str]
+) -> None:
+    settings.ORMCACHE = {"TIMEOUT": "1h"}
+    with pytest.raises(CommandError, match="a number of seconds"):
+        run(*subcommand)
+
+
+def nowhere() -> dict[str, Any]:
+    return {
+        "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",
+        "LOCATION": f"127.0.0.1:{servers.free_port()}",
+    }
+
+
+# --- flush -----------------------------------------------------------------------------------
+
+
+@on_databases(transaction=True)
+@on_caches("locmem", "redis")
+def test_flush_makes_everything_of_a_database_invalid(
+    cached: Watch, using: str, cache: str
+) -> None:
+    cached.warm(Author.objects.using(using).count)
+    cached.warm(Book.objects.using(using).count)
+    assert run("flush", "--database", using) == f"Invalidated everything of {using}.\n"
+    cached.miss(Author.objects.using(using).count)
+    cached.miss(Book.objects.using(using).count)
+
+
+@on_databases("postgresql", transaction=True)
+def test_flush_leaves_other_databases_alone(cached: Watch, using: str) -> None:
+    ormcache.flush(using="default")
+    cached.warm(Author.objects.using("default").count)
+    run("flush", "--database", using)
+    cached.hit(Author.objects.using("default").count)
+
+
+@on_databases("postgresql", transaction=True)
+def test_flush_without_a_database_is_for_all(cached: Watch, using: str) -> None:
+    ormcache.flush(using="default")
+    for alias in ("default", using):
+        cached.warm(Author.objects.using(alias).count)
+    assert run("flush") == "Invalidated everything of all databases.\n"
+    for alias in ("default", using):
+        cached.miss(Author.objects.using(alias).count)
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("name", ["tests.Author", "tests_author", "tests.author"])
+def test_flush_of_a_model_or_table_leaves_others_alone(cached: Watch, name: str) -> None:
+    cached.warm(Author.objects.count)
+    cached.warm(Book.objects.count)
+    assert run("flush", name, "--database", "default") == f"Invalidated {name} of default.\n"
+    cached.miss(Author.objects.count)
+    cached.hit(Book.objects.count)
+
+
+@on_databases("default", transaction=True)
+def test_flush_takes_several_names(cached: Watch) -> None:
+    for model in (Author, Book, Restaurant):
+        cached.warm(model.objects.count)
+    run("flush", "tests.Author", "tests.Place", "--database", "default")
+    cached.miss(Author.objects.count)
+    cached.miss(Restaurant.objects.count)
+    cached.hit(Book.objects.count)
+
+
+@on_databases("default", transaction=True)
+def test_flush_of_a_model_that_an_app_does_not_have_is_an_error(cached: Watch) -> None:
+    with cached.expect(), pytest.raises(CommandError, match="Athor"):
+        run("flush", "tests.Athor", "--database", "default")
+    assert cached.invalidated == []
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("change", [{}, {"ON_CACHE_FAILURE": "open"}, {"ENABLED": False}], ids=str)
+def test_flush_fails_if_the_cache_does_not_answer_whatever_the_policy(
+    cached: Watch, settings: Any, unreachable: None, change: dict[str, Any]
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, **change}
+    for names in ([], ["tests.Author"]):
+        with pytest.raises(CommandError) as raised:
+            run("flush", *names, "--database", "default")
+        message = str(raised.value)
+        assert message.startswith("Nothing was invalidated of the database 'default': ")
+        assert "the cache 'locmem'" in message
+
+
+@on_databases("postgresql", transaction=True)
+def test_one_cache_that_does_not_answer_keeps_no_other_from_being_flushed(
+    cached: Watch, settings: Any, using: str, unreachable: None
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": {using: {"CACHE_ALIAS": "filebased"}}}
+    cached.warm(Author.objects.using(using).count)
+    with pytest.raises(CommandError) as raised:
+        run("flush")
+    assert "'default'" in str(raised.value)
+    assert f"{using!r}" not in str(raised.value)
+    cached.miss(Author.objects.using(using).count)
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("policy", ["raise", "open"])
+def test_flush_notices_a_memcached_that_is_gone(using: str, settings: Any, policy: str) -> None:
+    settings.CACHES = {**settings.CACHES, "gone": nowhere()}
+    settings.ORMCACHE = {"CACHE_ALIAS": "gone", "ON_CACHE_FAILURE": policy}
+    for _ in range(2):
+        with pytest.raises(CommandError, match="'gone'"):
+            run("flush", "--database", using)
+
+
+@on_databases("default", transaction=True)
+def test_status_notices_a_memcached_that_is_gone(using: str, settings: Any) -> None:
+    settings.CACHES = {**settings.CACHES, "gone": nowhere()}
+    settings.ORMCACHE = {"CACHE_ALIAS": "gone"}
+    assert "cache unreachable: " in run("status", "--database", using)
+
+
+@on_databases("default", transaction=True)
+def test_flush_with_a_dummy_cache_has_nothing_to_do(using: str, settings: Any) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "dummy"}
+    assert run("flush", "--database", using) == "Invalidated everything of default.\n"
+
+
+# --- explain ---------------------------------------------------------------------------------
+
+
+@on_databases("default", transaction=True)
+def test_explain_tells_whether_a_query_is_cached(cached: Watch) -> None:
+    query = "Author.objects.filter(name='a')"
+    assert run("explain", query).startswith("not cached yet: ")
+    list(Author.objects.filter(name="a"))
+    assert run("explain", query).startswith("cached: ")
+    assert "tables:    tests_author\n" in run("explain", query)
+
+
+@on_databases("postgresql", transaction=True)
+def test_explain_asks_the_database_that_is_named(cached: Watch, using: str) -> None:
+    assert f"database:  {using}\n" in run("explain", "Author.objects", "--database", using)
+
+
+@on_databases("default", transaction=True)
+def test_explain_knows_q_f_and_models(cached: Watch) -> None:
+    query = "Book.objects.filter(Q(pages=F('pages'))).annotate(n=models.Count('tags'))"
+    assert run("explain", query).startswith("not cached yet: ")
+
+
+@on_databases("default", transaction=True)
+def test_explain_gives_the_reason(cached: Watch) -> None:
+    output = run("explain", "Author.objects.order_by('?')")
+    assert output.startswith("not cached: random order (rand)\n  why:       The answer differs")
+
+
+@on_databases("default", transaction=True)
+def test_explain_takes_a_raw_query(cached: Watch) -> None:
+    output = run("explain", "Author.objects.raw('SELECT 1 AS id')")
+    assert output.startswith("not cached: raw()")
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        ("Author.objects.filter(", "fails: SyntaxError"),
+        ("Nobody.objects.all()", "fails: NameError: name 'Nobody'"),
+        ("Author.objects.filter(nothing=1)", "fails: FieldError"),
+        ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
+        ("Author.objects.count()", "is a int, not a queryset. Leave out what evaluates it"),
+        ("Author", "is a ModelBase, not a queryset"),
+        ("", "fails: SyntaxError"),
+    ],
+)
+def test_explain_says_what_is_wrong_with_an_expression(
+    cached: Watch, query: str, message: str
+) -> None:
+    with pytest.raises(CommandError) as raised:
+        run("explain", query)
+    assert message in str(raised.value)
+
+
+@on_databases("default", transaction=True)
+def test_explain_names_an_unreachable_cache(cached: Watch, unreachable: None) -> None:
+    assert run("explain", "Author.objects").startswith("not cached: cache unreachable\n")
+
+
+# --- status ----------------------------------------------------------------------------------
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_status_shows_how_a_database_is_cached(
+    cached: Watch, using: str, cache: str, settings: Any
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "TIMEOUT": 77, "ON_CACHE_FAILURE": "open"}
+    lines = [line.strip() for line in run("status", "--database", using).splitlines()]
+    assert lines[0] == using
+    for line in (
+        "enabled: True",
+        "cache: redis",
+        "consistency: strict",
+        "timeout in seconds: 77",
+        "lease in seconds: 0.5",
+        "when the cache fails: open",
+    ):
+        assert line in lines
+    for name in ("namespace: ", "key prefix: ", "incarnation: ", "age in seconds: "):
+        assert any(line.startswith(name) for line in lines), name
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_status_shows_the_quarantine(cached: Watch, using: str, cache: str) -> None:
+    from django.core.cache import caches
+
+    caches[cache].clear()
+    assert "quarantine: nothing is cached for another 0." in run("status", "--database", using)
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_status_shows_no_quarantine_when_it_is_over(cached: Watch, using: str, cache: str) -> None:
+    cached.warm(Author.objects.using(using).count)
+    assert "quarantine" not in run("status", "--database", using)
+
+
+@on_databases("default", transaction=True)
+def test_status_shows_the_counters(cached: Watch) -> None:
+    counters.reset()
+    cached.warm(Author.objects.count)
+    list(Author.objects.iterator())
+    output = run("status", "--database", "default")
+    assert "  tests_author: hit 1, miss 1\n" in output
+    assert "  (before compiling): skip: iterator() 1\n" in output
+
+
+@on_databases("default", transaction=True)
+def test_status_shows_what_is_off(using: str, settings: Any) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ENABLED": False, "CACHE_ALIAS": "dummy"}
+    output = run("status", "--database", using)
+    assert "enabled: False\n" in output
+    assert "consistency: off\n" in output
+
+
+@on_databases("default", transaction=True)
+def test_status_shows_an_unreachable_cache(cached: Watch, unreachable: None) -> None:
+    output = run("status", "--database", "default")
+    assert "cache unreachable: out of order\n" in output
+
+
+def test_status_without_a_database_shows_all() -> None:
+    from django.db import connections
+
+    headings = [line for line in run("status").splitlines() if not line.startswith(" ")]
+    assert headings == list(connections)
