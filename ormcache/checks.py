@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -12,10 +13,12 @@ from django.core import checks
 from django.core.cache import caches
 from django.core.cache.backends.db import BaseDatabaseCache
 from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.filebased import FileBasedCache
 from django.core.cache.backends.locmem import LocMemCache
+from django.core.cache.backends.memcached import BaseMemcachedCache
 from django.db import connections
 
-from ormcache import conf
+from ormcache import conf, sql
 from ormcache.routers.namespaces import namespace
 from ormcache.stores import strict_store
 
@@ -29,17 +32,20 @@ def register() -> None:
 
 def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
     """All checks of ormcache."""
-    settings, problems = conf.parse(getattr(django_settings, "ORMCACHE", None) or {})
+    settings, problems = conf.parse(getattr(django_settings, "ORMCACHE", None))
     found: list[checks.CheckMessage] = [
         _error(problem.code, problem.message, problem.hint) for problem in problems
     ]
     found += _unknown_names(settings)
+    found += _unknown_tables(settings)
+    found += _lease(settings)
     found += _other_caches()
     if settings.ENABLED:
         for alias in sorted(_cache_aliases(settings)):
             if alias in django_settings.CACHES:
                 found += _cache(alias, settings)
         found += _shared_databases(settings)
+        found += _replicas(settings)
     return found
 
 
@@ -84,6 +90,35 @@ def _unknown_names(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
             )
 
 
+def _unknown_tables(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """A table that is misspelt here would never be invalidated."""
+    models = apps.get_models(include_auto_created=True, include_swapped=True)
+    known = {sql.table_name(model._meta.db_table) for model in models} | {"django_migrations"}
+    known |= {sql.fold(name) for name in settings.DEPENDS_ON}
+    for option in ("DEPENDS_ON", "WRITES"):
+        for key, names in sorted(getattr(settings, option).items()):
+            for name in sorted(names):
+                if sql.fold(name) not in known:
+                    yield _warning(
+                        "W007",
+                        f"ORMCACHE[{option!r}][{key!r}] names the table {name!r}, which is that "
+                        "of no model.",
+                        "Write the name of the table (Model._meta.db_table), without a schema; "
+                        "silence ormcache.W007 if the table has no model.",
+                    )
+
+
+def _lease(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    if settings.LEASE < 3 * settings.SOCKET_TIMEOUT:
+        yield _warning(
+            "W006",
+            f"ORMCACHE['LEASE'] is {settings.LEASE} s, less than three times SOCKET_TIMEOUT "
+            f"({settings.SOCKET_TIMEOUT} s).",
+            "A commit is announced again when a third of its lease is over before the cache has "
+            "answered: lengthen LEASE or shorten SOCKET_TIMEOUT.",
+        )
+
+
 def _other_caches() -> Iterator[checks.CheckMessage]:
     for app, code in _RIVALS.items():
         if apps.is_installed(app):
@@ -105,8 +140,6 @@ def _other_caches() -> Iterator[checks.CheckMessage]:
 
 def _cache(alias: str, settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     cache: Any = caches[alias]
-    configuration = django_settings.CACHES[alias]
-    options = configuration.get("OPTIONS") or {}
     if isinstance(cache, DummyCache):
         yield _warning(
             "W004",
@@ -114,6 +147,30 @@ def _cache(alias: str, settings: conf.Settings) -> Iterator[checks.CheckMessage]
             'Choose another with ORMCACHE["CACHE_ALIAS"], or set ORMCACHE["ENABLED"] to False.',
         )
         return
+    yield from _kind(alias, cache)
+    try:
+        can_be_strict = strict_store(alias) is not None
+    except Exception as error:
+        yield _error(
+            "E011",
+            f"The cache {alias!r} cannot be opened: {type(error).__name__}: {error}",
+            f"Look at CACHES[{alias!r}], and whether the client library is installed.",
+        )
+        return
+    if settings.CONSISTENCY == "strict" and not can_be_strict:
+        yield _error(
+            "E009",
+            f"The cache {alias!r} ({django_settings.CACHES[alias]['BACKEND']}) cannot give "
+            "strict consistency.",
+            "Use Redis or Valkey without a sharding or herd client, or set "
+            'ORMCACHE["CONSISTENCY"] to "auto".',
+        )
+    is_strict = can_be_strict and settings.CONSISTENCY != "standard"
+    yield from _several_servers(alias, cache, is_strict)
+    yield from _ignored_exceptions(alias, is_strict)
+
+
+def _kind(alias: str, cache: Any) -> Iterator[checks.CheckMessage]:
     if isinstance(cache, LocMemCache):
         yield _warning(
             "W001",
@@ -126,35 +183,56 @@ def _cache(alias: str, settings: conf.Settings) -> Iterator[checks.CheckMessage]
         yield _warning(
             "W005",
             f"The cache {alias!r} lives in a database: ormcache caches nothing of that database "
-            "in it, and a hit costs a query of the other.",
+            "in it, a hit costs a query of the other, and in a transaction of that database "
+            "nothing is cached and other databases cannot be written.",
             'Choose another cache with ORMCACHE["CACHE_ALIAS"].',
         )
-    elif settings.CONSISTENCY == "strict" and strict_store(alias) is None:
-        yield _error(
-            "E009",
-            f"The cache {alias!r} ({configuration['BACKEND']}) cannot give strict consistency.",
-            "Use Redis or Valkey without a sharding or herd client, or set "
-            'ORMCACHE["CONSISTENCY"] to "auto".',
+    elif isinstance(cache, FileBasedCache):
+        yield _warning(
+            "W009",
+            f"The cache {alias!r} keeps files: it forgets at random what ormcache must remember, "
+            "and lets a reader overwrite what a writer has just set.",
+            'Choose another cache with ORMCACHE["CACHE_ALIAS"].',
         )
-    location = configuration.get("LOCATION", "")
-    servers = location if isinstance(location, (list, tuple)) else str(location).split(";")
-    if len([server for server in servers if server]) > 1:
-        if strict_store(alias) is not None:
-            hint = "ormcache uses the first server only, the primary; the others get no reads."
-        else:
-            hint = (
-                "A client that ejects a server and takes it back brings old entries back, too. "
-                "Give ormcache a cache alias with one server."
-            )
-        yield _warning("W002", f"The cache {alias!r} has several servers.", hint)
-    if options.get("IGNORE_EXCEPTIONS") or getattr(
-        django_settings, "DJANGO_REDIS_IGNORE_EXCEPTIONS", False
-    ):
+
+
+def _several_servers(alias: str, cache: Any, is_strict: bool) -> Iterator[checks.CheckMessage]:
+    if isinstance(cache, (LocMemCache, BaseDatabaseCache, FileBasedCache)):
+        return
+    location = django_settings.CACHES[alias].get("LOCATION") or ""
+    # Django and its Redis packages split a string like this.
+    servers = re.split("[;,]", location) if isinstance(location, str) else location
+    if len([server for server in servers if server]) < 2:
+        return
+    if is_strict:
+        hint = "ormcache uses the first server only, the primary; the others get no reads."
+    elif isinstance(cache, BaseMemcachedCache):
+        hint = (
+            "A client that ejects a server and takes it back brings old entries back, too. "
+            "Give ormcache a cache alias with one server."
+        )
+    else:
+        hint = (
+            "A replica that lags behind answers with what is out of date. Give ormcache a cache "
+            "alias with one server."
+        )
+    yield _warning("W002", f"The cache {alias!r} has several servers.", hint)
+
+
+def _ignored_exceptions(alias: str, is_strict: bool) -> Iterator[checks.CheckMessage]:
+    """Only standard mode uses the client that ignores them."""
+    options = django_settings.CACHES[alias].get("OPTIONS") or {}
+    ignored = options.get("IGNORE_EXCEPTIONS") or any(
+        getattr(django_settings, f"DJANGO_{client}_IGNORE_EXCEPTIONS", False)
+        for client in ("REDIS", "VALKEY")
+    )
+    if ignored and not is_strict:
         yield _warning(
             "W003",
-            f"The cache {alias!r} ignores exceptions, which hides lost invalidations.",
-            "In strict mode ormcache uses sockets of its own and is not affected; in standard "
-            "mode remove IGNORE_EXCEPTIONS.",
+            f"The cache {alias!r} ignores exceptions: a server that is down looks like one that "
+            "is empty, and every read waits for it.",
+            "Remove IGNORE_EXCEPTIONS, or let ormcache be strict, where it uses sockets of its "
+            "own.",
         )
 
 
@@ -177,3 +255,29 @@ def _shared_databases(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
                 f"the caches {other_cache!r} and {cache_alias!r}.",
                 "Give both the same CACHE_ALIAS in ORMCACHE['DATABASES'].",
             )
+
+
+def _replicas(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """A replica has registers of its own, which hear of no write."""
+    spaces: dict[str, str] = {}
+    firsts: dict[tuple[str, str], str] = {}
+    for alias in connections:
+        connection: Any = connections[alias]
+        name = str(connection.settings_dict.get("NAME") or "")
+        if not name or connection.vendor == "sqlite":
+            continue
+        spaces[alias] = namespace(connection, settings.KEY_PREFIX)
+        mirrored = (connection.settings_dict.get("TEST") or {}).get("MIRROR")
+        primary = firsts.setdefault((connection.vendor, name), alias)
+        if mirrored in spaces:
+            primary = mirrored
+        database = settings.DATABASES.get(alias)
+        if spaces[alias] == spaces[primary] or (database is not None and not database.ENABLED):
+            continue
+        yield _warning(
+            "W008",
+            f"The database alias {alias!r} looks like a replica of {primary!r}: what is read "
+            "through it is cached, and no write to the primary invalidates it.",
+            f"Set ORMCACHE['DATABASES'][{alias!r}] = {{'ENABLED': False}}, or silence "
+            "ormcache.W008 if they are different databases.",
+        )

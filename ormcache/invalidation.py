@@ -6,6 +6,7 @@ from django.apps import apps
 from django.db import connections, models
 
 from ormcache import relations, sql, tables, transactions
+from ormcache.exceptions import CacheUnreachable
 from ormcache.stores import EVERYTHING
 
 
@@ -31,8 +32,7 @@ def invalidate(*models_or_tables: type[models.Model] | str, using: str | None = 
     names: set[str] = set()
     for thing in models_or_tables:
         names |= _tables(thing)
-    for alias in [using] if using is not None else list(connections):
-        transactions.touch(alias, names)
+    _touch(using, names)
 
 
 def flush(using: str | None = None) -> None:
@@ -44,8 +44,19 @@ def flush(using: str | None = None) -> None:
     Raises as :func:`invalidate` does. Nothing is deleted: the entries can no longer be met
     and expire by themselves.
     """
+    _touch(using, {EVERYTHING})
+
+
+def _touch(using: str | None, names: set[str]) -> None:
+    unreachable = None
     for alias in [using] if using is not None else list(connections):
-        transactions.touch(alias, {EVERYTHING})
+        try:
+            transactions.touch(alias, names)
+        except CacheUnreachable as error:
+            # The others are told all the same.
+            unreachable = unreachable or error
+    if unreachable is not None:
+        raise unreachable
 
 
 def _tables(thing: type[models.Model] | str) -> set[str]:

@@ -58,7 +58,7 @@ def identity(param: Any) -> object:
         # A str, int or Enum of one's own: the driver may send it as its class pleases.
         base: Any = next(base for base in kind.__mro__ if base in _EXACT)
         return (name, base.__repr__(param))
-    if kind.__module__.startswith("psycopg.types."):
+    if kind.__module__.startswith("psycopg."):
         return (name, _driver_wrapper(param))
     if kind.__module__ == "ipaddress":
         return (name, str(param))
@@ -76,8 +76,8 @@ def _moment(param: Any) -> tuple[object, ...]:
 
 
 def _driver_wrapper(param: Any) -> object:
-    """psycopg's wrappers for values that need a type: Jsonb, Range, Int4 and their like."""
-    if hasattr(param, "obj"):  # Json, Jsonb; a custom encoder may see more than the object.
+    """psycopg's wrappers for values that need a type: Jsonb, Binary, Range and their like."""
+    if hasattr(param, "obj"):  # A custom encoder of JSON may see more than the object.
         dumps = getattr(param, "dumps", None)
         if dumps is None:
             return identity(param.obj)

@@ -148,20 +148,20 @@ def install() -> None:
 
 
 def uninstall() -> list[str]:
-    """Take the hooks away again.
+    """Take the hooks away again: all of them or, if somebody has patched on top, none.
 
-    Returns the names of functions that were left alone because somebody has patched them on
-    top of ormcache: restoring ours would undo theirs.
+    Returns the names of the functions so patched. To restore those would undo the other patch;
+    to restore the rest could leave hooks that read and none that see the writes.
     """
-    left = []
-    kept = []
-    for patch in reversed(_installed):
-        if vars(patch.owner)[patch.name] is patch.replacement:
+    left = [
+        f"{patch.owner.__name__}.{patch.name}"
+        for patch in _installed
+        if vars(patch.owner)[patch.name] is not patch.replacement
+    ]
+    if not left:
+        for patch in _installed:
             setattr(patch.owner, patch.name, patch.original)
-        else:
-            kept.append(patch)
-            left.append(f"{patch.owner.__name__}.{patch.name}")
-    _installed[:] = reversed(kept)
+        _installed.clear()
     return left
 
 

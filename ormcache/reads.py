@@ -37,19 +37,17 @@ _disabled = contextvars.ContextVar("ormcache_disabled", default=0)
 class disabled:
     """Reads inside go to the database and are not stored; writes still invalidate.
 
-    A context manager (``with`` and ``async with``) and a decorator for functions, generators'
-    makers excepted, and coroutine functions. May be nested; holds for this thread or task and
+    A context manager (``with`` and ``async with``) and a decorator for functions and coroutine
+    functions, but not for generators. May be nested; holds for this thread or task and
     for what it awaits, and ends with the block, whatever is raised inside.
     """
 
-    def __init__(self) -> None:
-        self._tokens: list[contextvars.Token[int]] = []
-
     def __enter__(self) -> None:
-        self._tokens.append(_disabled.set(_disabled.get() + 1))
+        # Nothing is kept on the instance, which threads and tasks may share.
+        _disabled.set(_disabled.get() + 1)
 
     def __exit__(self, *exc_info: object) -> None:
-        _disabled.reset(self._tokens.pop())
+        _disabled.set(_disabled.get() - 1)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -58,6 +56,9 @@ class disabled:
         self.__exit__()
 
     def __call__(self, function: Callable[_P, _T]) -> Callable[_P, _T]:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            # The block would end before the generator begins.
+            raise TypeError("disabled() does not decorate generators; put a block inside.")
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -138,7 +139,11 @@ def make_plan(
     shape = shape_of(compiler)
     context = (codec.FORMAT, route.context, state.search_path, result_type)
     if shape is None:
-        return _restrain(_compile(compiler, context, settings), state, route, settings)
+        plan = _compile(compiler, context, settings)
+        moment = functions.moment_among(plan.params, compiler.connection.vendor)
+        if moment is not None and plan.reason is None:
+            plan = plan._replace(reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
+        return _restrain(plan, state, route, settings)
     known = templates(settings)
     place = (context, shape.key)
     template = known.get(place)
@@ -170,8 +175,6 @@ def _compile(compiler: Any, context: tuple[object, ...] | None, settings: Settin
         return Plan(text, params, names, reason=reason, detail=detail)
     if context is None:
         return Plan(text, params, names)
-    if moment := functions.moment_among(params, vendor):
-        return Plan(text, params, names, reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
     try:
         key = keys.entry_key((*context, names), text, params)
     except NotEncodable as error:
@@ -219,7 +222,7 @@ def check_access(connection: Any) -> None:
     ban = connection.__dict__.get("cursor")
     if ban is not None and type(ban).__name__ == "_DatabaseFailure":
         ban()
-    if _connects(connection) is not None and connection.connection is None:
+    if _connects(connection) is not None:
         # Test runners replace ensure_connection() to forbid the database: let them speak.
         connection.ensure_connection()
 

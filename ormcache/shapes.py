@@ -32,8 +32,8 @@ from django.db.models.sql.where import WhereNode
 from ormcache import keys, tables
 from ormcache.conf import Settings
 from ormcache.exceptions import NotEncodable
+from ormcache.memo import Memo
 
-_MEMO_LIMIT = 4096
 _PLAIN = frozenset(
     {
         *(int, str, bool, float, bytes, type(None), decimal.Decimal, uuid.UUID),
@@ -120,23 +120,15 @@ def _constant_parts(sql: str) -> tuple[str, str]:
     )[0]
 
 
-class _Memo:
-    """Templates by shape and context; None for a shape that has to be compiled each time."""
-
-    def __init__(self) -> None:
-        self._templates: dict[tuple[Any, ...], Template | None] = {}
-        self._basis: tuple[object, ...] = ()
-
-    def of(self, settings: Settings) -> dict[tuple[Any, ...], Template | None]:
-        basis = (settings, tables.known.generation)
-        if self._basis != basis or len(self._templates) > _MEMO_LIMIT:
-            self._templates, self._basis = {}, basis
-        return self._templates
+_memo: Memo[tuple[Any, ...], Template | None] = Memo()
 
 
-_memo = _Memo()
-templates: Callable[[Settings], dict[tuple[Any, ...], Template | None]] = _memo.of
-"""The templates known under these settings, by ``(context, *shape.key)``."""
+def templates(settings: Settings) -> dict[tuple[Any, ...], Template | None]:
+    """The templates under these settings, by ``(context, shape.key)``.
+
+    None for a shape that has to be compiled each time.
+    """
+    return _memo.under(settings, tables.known.generation)
 
 
 def shape_of(compiler: Any) -> Shape | None:

@@ -479,7 +479,7 @@ class Kind(enum.Flag):
     SEARCH_PATH = enum.auto()
     """Changes the schema that unqualified names mean; with LOCK, until the transaction ends."""
     ISOLATION = enum.auto()
-    """Changes the isolation level."""
+    """Changes the isolation level of transactions."""
     SESSION = enum.auto()
     """Changes what the connection sees in a way that is not followed."""
 
@@ -617,6 +617,8 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
         return Statement(_SIMPLE[verb])
     if verb in _READS:
         return _classify_read(stream, sql, verb, vendor)
+    if verb == "copy" and _copies_out(stream):
+        return _classify_read(stream[1:], sql, verb, vendor)
     if verb in ("set", "reset"):
         return _classify_setting(stream, sql, vendor)
     if verb == "pragma":
@@ -661,6 +663,16 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
     if writes:
         return Statement(kind | Kind.WRITE, _targets(stream), found)
     return Statement(kind, mentions=found)
+
+
+def _copies_out(stream: list[Token]) -> bool:
+    """Whether a COPY goes to a file or to the client: COPY t (a, b) TO, COPY (SELECT …) TO."""
+    depth = 0
+    for token in stream[1:]:
+        depth += (token.text == "(") - (token.text == ")")
+        if not depth and token.kind == "word" and token.folded in ("from", "to"):
+            return token.folded == "to"
+    return False
 
 
 def _locks(token: Token, following: list[Token]) -> bool:
@@ -755,8 +767,10 @@ def _is_about_isolation(found: frozenset[str]) -> bool:
 
 
 def _isolation(found: frozenset[str]) -> Kind:
-    safe = {"read", "committed"} <= found and "uncommitted" not in found
-    return Kind.READ if safe else Kind.ISOLATION
+    if "uncommitted" in found:
+        # Outside of transactions, too, MySQL then shows what may never be committed.
+        return Kind.SESSION
+    return Kind.READ if {"read", "committed"} <= found else Kind.ISOLATION
 
 
 def _mysql_settings(rest: list[Token], found: frozenset[str]) -> Kind:

@@ -20,9 +20,9 @@ from django.db.models.sql.where import ExtraWhere
 
 from ormcache import functions, sql
 from ormcache.conf import Settings, current
+from ormcache.memo import Memo
 from ormcache.reasons import Reason
 
-_MEMO_LIMIT = 4096
 _TEXT_LIMIT = 8192
 
 
@@ -184,21 +184,7 @@ def unexplained(names: Iterable[str], settings: Settings) -> set[str]:
 _Key = tuple[str, bool, str]
 
 
-class _Memo:
-    """Facts by SQL text; emptied when the settings or the models change."""
-
-    def __init__(self) -> None:
-        self._facts: dict[_Key, Facts] = {}
-        self._basis: tuple[object, ...] = ()
-
-    def of(self, settings: Settings) -> dict[_Key, Facts]:
-        basis = (settings, known.generation)
-        if self._basis != basis or len(self._facts) > _MEMO_LIMIT:
-            self._facts, self._basis = {}, basis
-        return self._facts
-
-
-_memo = _Memo()
+_memo: Memo[_Key, Facts] = Memo()
 
 
 def facts(
@@ -211,14 +197,14 @@ def facts(
         recorded: ``db_table`` names from :func:`compile_query`.
         handwritten: whether the query has an ``extra()`` or RawSQL.
     """
-    memo = _memo.of(settings)
+    memo = _memo.under(settings, known.generation)
     key = (vendor, handwritten, sql.normalise(text))
     found = memo.get(key)
     if found is None:
         found = _examine(text, recorded, handwritten, vendor, settings)
         if len(key[2]) <= _TEXT_LIMIT:
             # A table seen for the first time has emptied the memo on the way.
-            _memo.of(settings)[key] = found
+            _memo.under(settings, known.generation)[key] = found
     return found
 
 

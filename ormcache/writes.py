@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 from django.db import connections
 from django.db.models.sql.compiler import SQLDeleteCompiler
 
-from ormcache import functions, relations, sql, tables, transactions
+from ormcache import engines, functions, relations, sql, tables, transactions
 from ormcache.conf import Settings, current
+from ormcache.memo import Memo
 from ormcache.reasons import Reason
 from ormcache.sql import Kind
 from ormcache.stores import EVERYTHING, is_store_access
 from ormcache.transactions import ConnectionState, in_transaction, state_of
 
-_MEMO_LIMIT = 4096
 _TEXT_LIMIT = 8192
 _WRITES = Kind.WRITE | Kind.UNNAMED_WRITE
+_ANNOUNCED = _WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT | Kind.RELEASE
 
 
 class Effect(NamedTuple):
@@ -33,24 +34,11 @@ class Effect(NamedTuple):
     search_path: str = ""
 
 
+_ENDS = Kind.COMMIT | Kind.ROLLBACK
 _NOTHING = Effect(Kind.READ, frozenset())
 
 
-class _Memo:
-    """Effects by text; emptied when the settings or the models change."""
-
-    def __init__(self) -> None:
-        self._effects: dict[tuple[str, str], Effect] = {}
-        self._basis: tuple[object, ...] = ()
-
-    def of(self, settings: Settings) -> dict[tuple[str, str], Effect]:
-        generation = tables.known.generation
-        if self._basis != (settings, generation) or len(self._effects) > _MEMO_LIMIT:
-            self._effects, self._basis = {}, (settings, generation)
-        return self._effects
-
-
-_memo = _Memo()
+_effects: Memo[tuple[str, str], Effect] = Memo()
 
 
 def effect_of(text: Any, vendor: str, cursor: Any = None) -> Effect:
@@ -63,7 +51,7 @@ def effect_of(text: Any, vendor: str, cursor: Any = None) -> Effect:
     if not isinstance(text, str):
         text = _as_text(text, cursor)
     settings = current()
-    memo = _memo.of(settings)
+    memo = _effects.under(settings, tables.known.generation)
     key = (vendor, sql.normalise(text))
     effect = memo.get(key)
     if effect is None:
@@ -178,7 +166,7 @@ def execute(original: Callable[..., Any], wrapper: Any, text: Any, *args: Any) -
     """``CursorWrapper.execute`` and ``executemany``."""
     connection = wrapper.db
     effect = effect_of(text, connection.vendor, wrapper.cursor)
-    if not effect.kind or is_store_access():
+    if effect is _NOTHING or is_store_access():
         return original(wrapper, text, *args)
     return _apply(connection, effect, lambda: original(wrapper, text, *args))
 
@@ -331,8 +319,19 @@ def compiling(original: Callable[..., Any], compiler: Any, *args: Any, **kwargs:
     )
 
 
-def _written(db_table: str, *, deletes: bool) -> set[str]:
-    return relations.written_with({sql.table_name(db_table)}, current().WRITES, deletes=deletes)
+_closures: Memo[tuple[str, bool], frozenset[str]] = Memo()
+
+
+def _written(db_table: str, *, deletes: bool) -> frozenset[str]:
+    """All tables that change with a write to ``db_table``."""
+    settings = current()
+    known = _closures.under(settings, tables.known.generation)
+    found = known.get((db_table, deletes))
+    if found is None:
+        table = {sql.table_name(db_table)}
+        found = frozenset(relations.written_with(table, settings.WRITES, deletes=deletes))
+        known[db_table, deletes] = found
+    return found
 
 
 # --- taking effect -------------------------------------------------------------------------
@@ -362,30 +361,34 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
 def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transactions.Bracket | None:
     """Before a statement: note what it writes; announce it if others see that at once."""
     kind = effect.kind
-    if not kind & (_WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT | Kind.RELEASE):
+    # Compared first, as operations on flags are slow and this is what most statements are.
+    if kind is not Kind.WRITE and not kind & _ANNOUNCED:
         return None
     was_open = in_transaction(connection, state)
     if was_open or state.dirty:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
         state.dirty |= effect.tables
     affected = state.dirty | effect.tables
-    if not affected or (was_open and not _is_seen_at_once(connection, state, kind)):
+    if not affected or (was_open and not _is_seen_at_once(connection, state, effect)):
         return None
     return transactions.announce(connection, state, affected)
 
 
-def _is_seen_at_once(connection: Any, state: ConnectionState, kind: Kind) -> bool:
+def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) -> bool:
     """Whether others may see what the statement does though a transaction seems open."""
+    kind = effect.kind
     if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
         return True
-    if kind & Kind.RELEASE and not (connection.in_atomic_block and state.manual):
-        # With autocommit off, an atomic() block is a savepoint that begins the transaction.
-        return True
     features, vendor = connection.features, connection.vendor
+    if kind & Kind.RELEASE:
+        # With autocommit off, an atomic() block is a savepoint that begins the transaction.
+        has_begun = connection.connection.isolation_level is None
+        return not (connection.in_atomic_block and has_begun)
     if kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN) and not features.can_rollback_ddl:
         return True
-    if vendor == "mysql" and not features.supports_transactions:
-        # MyISAM: Django finds out which engine is the default.
+    if vendor == "mysql" and engines.without_transactions(
+        connection, state.route(connection, current()).namespace, effect.tables
+    ):
         return True
     if vendor == "sqlite" and connection.connection.isolation_level is None:
         # A COMMIT sent as SQL leaves SQLite in autocommit, in an atomic() block, too.
@@ -401,6 +404,12 @@ def _is_open(connection: Any) -> bool | None:
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
     # libpq: 0 is idle, 4 is a connection that was lost.
     return None if status is None or status == 4 else status != 0
+
+
+def _is_autocommit_off(connection: Any) -> bool:
+    """Whether MySQL begins a transaction by itself, though perhaps Django does not know."""
+    get_autocommit = getattr(connection.connection, "get_autocommit", None)
+    return get_autocommit is not None and not get_autocommit()
 
 
 def _note_failed_commit(connection: Any, state: ConnectionState) -> None:
@@ -426,7 +435,7 @@ def _has_more_results(connection: Any) -> bool:
 def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
     """Remember what the statement changed about the session or the transaction."""
     kind = effect.kind
-    if not kind & ~_WRITES:
+    if kind is Kind.WRITE or not kind & ~_WRITES:
         return
     if kind & Kind.SEARCH_PATH:
         _note_search_path(connection, state, effect)
@@ -436,11 +445,13 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
         state.takes_snapshots = True
     if kind & Kind.SESSION:
         state.session = Reason.SESSION
+    if kind & Kind.IMPLICIT_COMMIT:
+        engines.forget(state.route(connection, current()).namespace)
     if kind & Kind.COMMIT or (kind & Kind.RELEASE and not _is_open(connection)):
         state.ended()
     elif kind & Kind.ROLLBACK:
         state.rolled_back()
-    if kind & Kind.BEGIN:
+    if kind & Kind.BEGIN or (kind & _ENDS and _is_autocommit_off(connection)):
         state.manual = True
         # "BEGIN; UPDATE …" as one text.
         state.dirty |= effect.tables

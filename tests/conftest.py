@@ -7,7 +7,7 @@ import pytest
 from django.test import TransactionTestCase
 
 import ormcache
-from tests.emptying import empty
+from tests.backdoor import empty
 from tests.watching import Watch, wait_for_quarantine
 
 
@@ -37,11 +37,13 @@ def cached(using: str, cache: str, settings: Any) -> Iterator[Watch]:
 
 
 @pytest.fixture
-def emptied() -> None:
-    """Let the test, which is one of many, end with `tests.emptying.empty` instead of a flush.
+def emptied(request: pytest.FixtureRequest) -> None:
+    """Let the test, which is one of many, end with `tests.backdoor.empty` instead of a flush.
 
     The cache is told nothing of that: only tests with the fixture `cached` may use it.
     """
+    if request.node.get_closest_marker("django_db") is None:
+        return
     flush = TransactionTestCase._fixture_teardown
 
     def once(test_case: TransactionTestCase) -> None:

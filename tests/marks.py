@@ -45,8 +45,15 @@ def on_databases(*aliases: str, **django_db: Any) -> pytest.MarkDecorator:
     takes (`transaction=True`) is given here. With several databases of one test, use `django_db`.
     """
     return pytest.mark.parametrize(
-        "using", [_on_database(a, django_db) for a in aliases or DATABASES]
+        "using",
+        [pytest.param(a, marks=on_database(a, **django_db)) for a in aliases or DATABASES],
     )
+
+
+def on_database(alias: str, **django_db: Any) -> list[pytest.MarkDecorator]:
+    """What `on_databases` puts on each of its cases, for `pytest.param(alias, …, marks=…)`."""
+    databases = list(dict.fromkeys(["default", alias]))
+    return [pytest.mark.django_db(databases=databases, **django_db), *_needs_of(alias)]
 
 
 def on_caches(*aliases: str) -> pytest.MarkDecorator:
@@ -64,18 +71,12 @@ def on_pairs(*pairs: tuple[str, str], **django_db: Any) -> pytest.MarkDecorator:
             pytest.param(
                 using,
                 cache,
-                marks=[*_on_database(using, django_db).marks, *_needs_of(cache)],
+                marks=[*on_database(using, **django_db), *_needs_of(cache)],
                 id=f"{using}-{cache}",
             )
             for using, cache in pairs
         ],
     )
-
-
-def _on_database(alias: str, django_db: dict[str, Any]) -> Any:
-    databases = list(dict.fromkeys(["default", alias]))
-    mark = pytest.mark.django_db(databases=databases, **django_db)
-    return pytest.param(alias, marks=[mark, *_needs_of(alias)])
 
 
 def _needs_of(alias: str) -> list[pytest.MarkDecorator]:

@@ -138,7 +138,12 @@ def wrappers() -> list[Any]:
     Range = pytest.importorskip("psycopg.types.range").Range
     Int4 = pytest.importorskip("psycopg.types.numeric").Int4
     Json, Jsonb = psycopg_json.Json, psycopg_json.Jsonb
+    Binary = pytest.importorskip("psycopg").Binary
     return [
+        b"a",
+        Binary(b"a"),
+        Binary(b"b"),
+        Binary(memoryview(b"a")),
         Json({"a": 1}),
         Jsonb({"a": 1}),
         Jsonb({"a": True}),

@@ -366,14 +366,6 @@ def test_facts_are_forgotten_when_a_model_is_made() -> None:
     assert tables.known.generation > before
 
 
-def test_memo_does_not_grow_without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_MEMO_LIMIT", 10)
-    settings = conf.Settings()
-    for number in range(100):
-        tables.facts(f"SELECT {number} FROM tests_book", [], False, "sqlite", settings)
-        assert len(tables._memo.of(settings)) <= 12
-
-
 def test_table_that_belongs_to_no_model_is_known_once_it_was_read() -> None:
     """What the recorder saw for one query the words of another's text may name."""
     facts = tables.facts(
@@ -603,9 +595,11 @@ def test_savepoint_by_hand_begins_and_ends_a_transaction_of_sqlite(
     using: str, committed: None
 ) -> None:
     with Watch() as watch:
-        write_by_hand("SAVEPOINT a", "DELETE FROM tests_note", "SAVEPOINT b", "RELEASE b")()
+        write_by_hand("SAVEPOINT a", "DELETE FROM tests_note", "SAVEPOINT b")()
         assert watch.invalidated == []
+        write_by_hand("RELEASE b", "DELETE FROM tests_comment")()
+        watch.clear()
         write_by_hand("RELEASE SAVEPOINT a")()
-        assert watch.invalidated == [("tests_note",)]
+        assert watch.invalidated == [("tests_comment", "tests_note")]
         write_by_hand("DELETE FROM tests_tag WHERE name = 'x'")()
-        assert watch.invalidated == [("tests_note",), ("tests_tag",)]
+        assert watch.invalidated[1:] == [("tests_tag",)]

@@ -59,13 +59,13 @@ def route(connection: Any, settings: Settings) -> Route:
     """
     alias = connection.alias
     database = settings.DATABASES.get(alias) or DatabaseSettings()
-    cache_alias = database.CACHE_ALIAS or settings.CACHE_ALIAS
+    cache_alias = _cache_alias(alias, settings)
     timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
     return Route(
         alias=alias,
         namespace=namespace(connection, settings.KEY_PREFIX),
         cache_alias=cache_alias,
-        store=_store(connection, cache_alias, settings.CONSISTENCY),
+        store=_store(connection, cache_alias, settings),
         breaker=breaker_for(cache_alias),
         enabled=settings.ENABLED and database.ENABLED,
         timeout=timeout,
@@ -75,17 +75,37 @@ def route(connection: Any, settings: Settings) -> Route:
     )
 
 
-def _store(connection: Any, cache_alias: str, consistency: str) -> Store | None:
-    """The store, unless it lives in the very database that it would be the cache of.
+def _store(connection: Any, cache_alias: str, settings: Settings) -> Store | None:
+    """The store, unless it must not be used for this database.
 
-    Its statements would run on the user's connection, in the middle of the user's own: SQLite
-    rolls back an INSERT … RETURNING whose rows are not fetched when another statement commits.
+    A cache that lives in the very database that it would be the cache of runs its statements on
+    the user's connection, in the middle of the user's own: SQLite rolls back an INSERT …
+    RETURNING whose rows are not fetched when another statement commits.
     """
-    store = store_for(cache_alias, consistency)
+    store = store_for(cache_alias, settings.CONSISTENCY)
     home = store.database() if store is not None else None
     if home is not None and identity(connections[home]) == identity(connection):
         return None
-    return store
+    return None if _has_another_cache(connection, cache_alias, settings) else store
+
+
+def _has_another_cache(connection: Any, cache_alias: str, settings: Settings) -> bool:
+    """Whether another alias of the same database uses another cache.
+
+    Neither would hear of writes through the other, so that nothing may be cached at all.
+    """
+    if all(database.CACHE_ALIAS is None for database in settings.DATABASES.values()):
+        return False
+    return any(
+        _cache_alias(other, settings) != cache_alias
+        and identity(connections[other]) == identity(connection)
+        for other in connections
+    )
+
+
+def _cache_alias(alias: str, settings: Settings) -> str:
+    database = settings.DATABASES.get(alias)
+    return (database.CACHE_ALIAS if database is not None else None) or settings.CACHE_ALIAS
 
 
 def basis(connection: Any) -> tuple[object, ...]:

@@ -1,10 +1,20 @@
-"""Empties a test database in a few milliseconds, where the flush command takes a few hundred."""
+"""Into the databases past Django's cursors, where ormcache hears of nothing."""
 
 import functools
 
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
 from django.db import connections
+
+
+def execute(alias: str, *statements: str) -> None:
+    """Run SQL as another program would. Not for use while a transaction is open."""
+    connection = connections[alias]
+    connection.ensure_connection()
+    cursor = connection.connection.cursor()
+    for statement in statements:
+        cursor.execute(statement)
+    cursor.close()
 
 
 @functools.cache
@@ -25,14 +35,7 @@ _WITHOUT_FOREIGN_KEYS = {
 
 
 def empty(alias: str) -> None:
-    """Delete all rows of a database behind the back of Django, and so of ormcache."""
-    tables = _tables(alias)
-    connection = connections[alias]
-    connection.ensure_connection()
-    before, after = _WITHOUT_FOREIGN_KEYS[connection.vendor]
-    # The driver's own cursor: the cache has to be flushed before its next use anyway.
-    cursor = connection.connection.cursor()
-    for statement in (before, *(f"DELETE FROM {table}" for table in tables), after):
-        cursor.execute(statement)
-    cursor.close()
+    """Delete all rows in a few milliseconds, where the flush command takes a few hundred."""
+    before, after = _WITHOUT_FOREIGN_KEYS[connections[alias].vendor]
+    execute(alias, before, *(f"DELETE FROM {table}" for table in _tables(alias)), after)
     ContentType.objects.clear_cache()

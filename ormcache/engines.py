@@ -1,0 +1,41 @@
+"""Tables of MySQL and MariaDB that take no part in transactions, such as those of MyISAM.
+
+What is written to them is seen by everybody at once, and a rollback does not take it back.
+Django knows the engine that new tables get by default, but each table may have its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from ormcache.sql import fold
+
+_QUESTION = (
+    "SELECT table_name FROM information_schema.tables "
+    "JOIN information_schema.engines USING (engine) "
+    "WHERE table_schema = DATABASE() AND transactions <> 'YES'"
+)
+
+_found: dict[str, frozenset[str]] = {}
+
+
+def without_transactions(connection: Any, namespace: str, tables: Collection[str]) -> bool:
+    """Whether one of ``tables``, folded names, takes no part in transactions.
+
+    Asks the server once per process and namespace, and again after :func:`forget`.
+    """
+    if connection.vendor != "mysql":
+        return False
+    found = _found.get(namespace)
+    if found is None:
+        # The driver's own cursor: the user's query log and counters are not for our questions.
+        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+            cursor.execute(_QUESTION)
+            found = _found[namespace] = frozenset(fold(name) for (name,) in cursor.fetchall())
+    return not found.isdisjoint(tables)
+
+
+def forget(namespace: str) -> None:
+    """A table was made or altered."""
+    _found.pop(namespace, None)

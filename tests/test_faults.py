@@ -1,0 +1,648 @@
+"""Caches that die, hang, forget, come back and lose answers: never an old row, never an error."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+
+import ormcache
+from ormcache import statistics
+from ormcache.exceptions import CacheError, CacheUnreachable
+from ormcache.stores import strict_store
+from ormcache.stores.channels import Channels
+from ormcache.stores.redis import ARM, FINISH
+from ormcache.stores.standard import StandardStore
+from ormcache.transactions import Bracket
+from tests.factories import AuthorFactory
+from tests.hammering import Hammer
+from tests.interleaving import Background, pause_after, pause_before, route_of, store_of
+from tests.marks import on_databases
+from tests.models import Author, Tag
+from tests.proxies import Proxy
+from tests.servers import HOST, MemcachedServer, RedisServer
+from tests.watching import Watch, wait_for_quarantine
+
+PATIENCE = 0.3
+"""Seconds until a server that does not answer is given up."""
+OLD, NEW = "old", "new"
+UNREACHABLE = "cache unreachable"
+
+on_default = on_databases("default", transaction=True)
+on_postgresql = on_databases("postgresql", transaction=True)
+
+
+class Shop:
+    """One author, whose name is what the tests ask for, and the cache that they attack."""
+
+    def __init__(self, using: str, watch: Watch, settings: Any, port: int) -> None:
+        self.using, self.watch, self.settings = using, watch, settings
+        self.use(port)
+        self.author = Author.objects.using(using).create(name=OLD)
+
+    def use(self, port: int, **options: Any) -> None:
+        """Let ormcache use the server at that port."""
+        self.settings.CACHES = {
+            **self.settings.CACHES,
+            "own": {
+                "BACKEND": "django.core.cache.backends.redis.RedisCache",
+                "LOCATION": f"redis://{HOST}:{port}/0",
+            },
+        }
+        self.set(CACHE_ALIAS="own", SOCKET_TIMEOUT=PATIENCE, **options)
+
+    def set(self, **options: Any) -> None:
+        self.settings.ORMCACHE = {**self.settings.ORMCACHE, **options}
+
+    def name(self) -> str:
+        return Author.objects.using(self.using).get(pk=self.author.pk).name
+
+    def rename(self) -> None:
+        Author.objects.using(self.using).filter(pk=self.author.pk).update(name=NEW)
+
+    def rename_in_transaction(self) -> None:
+        with transaction.atomic(using=self.using):
+            self.rename()
+
+    def warm(self) -> str:
+        wait_for_quarantine(self.using)
+        return str(self.watch.warm(self.name))
+
+    def stays_new(self) -> None:
+        """The new name is read at once, and still when it comes from the cache again."""
+        assert self.name() == NEW
+        deadline = time.monotonic() + 10
+        while "hit" not in (answer := self.watch.call(self.name))[1]:
+            assert answer[0] == NEW
+            assert time.monotonic() < deadline, "nothing is cached any more"
+            time.sleep(0.02)
+        assert answer[0] == NEW
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: RedisServer) -> Iterator[Proxy]:
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def shop(using: str, settings: Any, server: RedisServer) -> Iterator[Shop]:
+    with Watch(using) as watch:
+        yield Shop(using, watch, settings, server.port)
+
+
+@pytest.fixture
+def behind(shop: Shop, proxy: Proxy) -> Shop:
+    """The shop, with its cache behind the proxy."""
+    shop.use(proxy.port)
+    return shop
+
+
+@contextlib.contextmanager
+def client_of(server: RedisServer) -> Iterator[Any]:
+    import redis
+
+    with redis.Redis(port=server.port) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < seconds
+
+
+# --- a server that is down -------------------------------------------------------------------
+
+
+@on_default
+def test_reads_ask_the_database_while_the_server_is_down_and_the_cache_when_it_is_back(
+    shop: Shop, server: RedisServer
+) -> None:
+    shop.warm()
+    server.kill()
+    with at_most(2):
+        for _ in range(20):
+            assert shop.watch.call(shop.name) == (OLD, [UNREACHABLE])
+    server.start()
+    deadline = time.monotonic() + 10
+    while "hit" not in shop.watch.call(shop.name)[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@on_default
+def test_the_breaker_keeps_reads_from_trying_again_at_once(
+    shop: Shop, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.warm()
+    server.kill()
+    attempts = []
+    connect = Channels._connect
+    monkeypatch.setattr(
+        Channels, "_connect", lambda channels: (attempts.append(1), connect(channels))[1]
+    )
+    shop.name()
+    assert not route_of(shop.using).breaker.is_closed
+    count = len(attempts)
+    for _ in range(20):
+        shop.name()
+    assert len(attempts) == count
+
+
+@on_default
+def test_a_write_is_refused_while_the_server_is_down(shop: Shop, server: RedisServer) -> None:
+    shop.warm()
+    server.kill()
+    with at_most(2):
+        for write in (shop.rename, shop.rename_in_transaction):
+            with pytest.raises(CacheUnreachable):
+                write()
+    assert shop.name() == OLD
+
+
+@on_default
+def test_policy_open_lets_it_through_and_this_process_reads_no_old_row(
+    behind: Shop, proxy: Proxy
+) -> None:
+    """The server itself comes back with all it had: the entry from before the write is there."""
+    behind.set(ON_CACHE_FAILURE="open")
+    behind.warm()
+    proxy.cut()
+    before = statistics()[behind.using]["tests_author"].get("unannounced", 0)
+    behind.rename()
+    assert behind.name() == NEW
+    assert statistics()[behind.using]["tests_author"]["unannounced"] == before + 1
+    proxy.mend()
+    behind.stays_new()
+
+
+@on_default
+@pytest.mark.parametrize("write", ["rename", "rename_in_transaction"])
+def test_a_server_that_dies_before_the_commit_has_ended_costs_a_lease(
+    behind: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """The announcement arrived, the end does not: the table is busy, and no old row is met."""
+    behind.warm()
+    store: Any = store_of(behind.using)
+    finish = store.finish
+
+    def finish_in_vain(*args: Any) -> None:
+        proxy.cut()
+        finish(*args)
+
+    monkeypatch.setattr(store, "finish", finish_in_vain)
+    getattr(behind, write)()
+    monkeypatch.setattr(store, "finish", finish)
+    proxy.mend()
+    behind.stays_new()
+
+
+# --- a server that hangs ---------------------------------------------------------------------
+
+
+@on_default
+def test_a_server_that_hangs_costs_one_timeout(shop: Shop, server: RedisServer) -> None:
+    shop.warm()
+    server.pause()
+    try:
+        with at_most(PATIENCE + 0.5):
+            assert shop.watch.call(shop.name) == (OLD, [UNREACHABLE])
+        with at_most(PATIENCE):
+            assert shop.watch.call(shop.name) == (OLD, [UNREACHABLE])
+    finally:
+        server.resume()
+
+
+@on_default
+def test_announcements_that_a_hanging_server_executes_later_make_nothing_wrong(
+    shop: Shop, server: RedisServer
+) -> None:
+    shop.warm()
+    server.pause()
+    try:
+        with at_most(4 * PATIENCE + 1), pytest.raises(CacheUnreachable):
+            shop.rename()
+        assert shop.name() == OLD
+    finally:
+        server.resume()
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(CacheUnreachable):
+            shop.rename()
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    shop.stays_new()
+
+
+# --- a server that forgets, or remembers too well --------------------------------------------
+
+
+@on_default
+def test_a_server_restarted_empty_has_no_answers(shop: Shop, server: RedisServer) -> None:
+    shop.warm()
+    shop.rename()
+    server.kill()
+    server.start()
+    shop.stays_new()
+
+
+@on_default
+def test_a_server_restarted_from_an_old_dump_has_no_answers(using: str, settings: Any) -> None:
+    """Registers and entries from before the write come back, valid to the last byte."""
+    with RedisServer(persistence="rdb") as server, Watch(using) as watch:
+        shop = Shop(using, watch, settings, server.port)
+        shop.warm()
+        with client_of(server) as client:
+            client.save()
+            before = set(client.keys())
+        shop.rename()
+        server.kill()
+        server.start()
+        with client_of(server) as client:
+            assert set(client.keys()) == before
+        shop.stays_new()
+
+
+@on_default
+def test_a_cold_start_costs_one_lease_and_not_one_per_table(
+    shop: Shop, server: RedisServer
+) -> None:
+    with client_of(server) as client:
+        client.flushall()
+    assert shop.watch.call(shop.name)[1] == ["quarantine"]
+    wait_for_quarantine(shop.using)
+    shop.watch.warm(shop.name)
+    shop.watch.warm(lambda: list(Tag.objects.using(shop.using).all()))
+
+
+def register_keys(client: Any, table: str) -> list[bytes]:
+    return [key for key in client.keys("ormcache:*:r:*") if key.endswith(b":r:" + table.encode())]
+
+
+def forget_register(client: Any) -> None:
+    assert client.delete(*register_keys(client, "tests_author"))
+
+
+def forget_namespace(client: Any) -> None:
+    assert client.delete(*register_keys(client, "*"))
+
+
+def forget_both(client: Any) -> None:
+    forget_register(client)
+    forget_namespace(client)
+
+
+def forget_everything(client: Any) -> None:
+    client.flushall()
+
+
+def evict_everything(client: Any) -> None:
+    """Memory becomes so scarce that the server throws all registers away."""
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + (1 << 20))
+    for number in range(100_000):
+        client.set(f"other:{number}", bytes(20_000))
+        if number % 20 == 0 and not client.keys("ormcache:*:r:*"):
+            break
+    assert client.info("stats")["evicted_keys"] > 0
+    assert not client.keys("ormcache:*:r:*")
+    client.config_set("maxmemory", 0)
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    "forget",
+    [forget_register, forget_namespace, forget_both, forget_everything, evict_everything],
+)
+def test_registers_lost_in_the_middle_of_a_commit_are_in_quarantine(
+    shop: Shop,
+    server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    forget: Callable[[Any], None],
+) -> None:
+    shop.warm()
+    # Nobody renews the intent: the quarantine alone must bridge the rest of the commit.
+    shop.set(LEASE=5)
+    pause = pause_after(monkeypatch, Bracket, "arm")
+    writer = Background(shop.rename_in_transaction)
+    pause.wait()
+    with client_of(server) as client:
+        forget(client)
+    answers = [shop.watch.call(shop.name) for _ in range(3)]
+    if forget is forget_namespace:
+        # The intent itself is still there; with "*" in quarantine, either is said.
+        assert {outcome for _, (outcome,) in answers} <= {
+            "quarantine",
+            "a write is being committed",
+        }
+    else:
+        assert answers == [(OLD, ["quarantine"])] * 3
+    pause.end()
+    writer.result()
+    assert shop.watch.call(shop.name) == (NEW, ["quarantine"])
+    # Nobody wants to wait for five seconds: they pass by taking the quarantine away.
+    with client_of(server) as client:
+        for key in client.keys("ormcache:*:r:*"):
+            client.hdel(key, "d")
+    assert shop.watch.warm(shop.name) == NEW
+
+
+@on_postgresql
+def test_under_eviction_and_vandalism_no_reader_sees_less_than_was_committed(
+    shop: Shop, server: RedisServer
+) -> None:
+    """All at once and without order: memory runs out, registers are deleted, sockets killed."""
+    shop.set(LEASE=0.1)
+    is_over = threading.Event()
+
+    def vandalise() -> int:
+        with client_of(server) as client:
+            client.config_set("maxmemory-policy", "allkeys-random")
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + (1 << 20))
+            deeds = [forget_register_of_books, forget_all_registers, kill_sockets, flush_scripts]
+            number = 0
+            while not is_over.wait(0.002):
+                number += 1
+                client.set(f"other:{number}", bytes(30_000))
+                if number % 40 == 0:
+                    deeds[number // 40 % len(deeds)](client)
+            return int(client.info("stats")["evicted_keys"])
+
+    wait_for_quarantine(shop.using)
+    hammer = Hammer(shop.using, seconds=2)
+    vandal = Background(vandalise)
+    threads = [Background(hammer.write, seed) for seed in range(2)]
+    threads += [Background(hammer.read, seed) for seed in range(3)]
+    for thread in threads:
+        thread.result()
+    is_over.set()
+    assert vandal.result() > 0
+    assert hammer.stale == []
+    assert shop.watch.outcomes.count("hit") > 20
+    assert shop.watch.outcomes.count("quarantine") > 0
+
+
+def forget_register_of_books(client: Any) -> None:
+    for key in register_keys(client, "tests_book"):
+        client.delete(key)
+
+
+def forget_all_registers(client: Any) -> None:
+    for key in client.keys("ormcache:*:r:*"):
+        client.delete(key)
+
+
+def kill_sockets(client: Any) -> None:
+    client.client_kill_filter(_type="normal", skipme=True)
+
+
+def flush_scripts(client: Any) -> None:
+    client.script_flush()
+
+
+# --- roles that change -----------------------------------------------------------------------
+
+
+@on_default
+def test_a_demoted_server_is_refused_and_promoted_again_it_is_another_one(
+    shop: Shop, server: RedisServer
+) -> None:
+    """The client keeps its socket to the old master all the time."""
+    with RedisServer(replica_of=server) as other:
+        other.wait_for_primary()
+        shop.warm()
+        store = store_of(shop.using)
+        before = str(store.status(route_of(shop.using).namespace)["incarnation"])
+        with client_of(server) as old, client_of(other) as new:
+            entries = set(old.keys("ormcache:*:e:*"))
+            assert entries
+            new.replicaof("NO", "ONE")
+            old.replicaof(HOST, other.port)
+            server.wait_for_primary()
+            # It has the entry, and would give it to whoever asks for the key.
+            assert set(old.keys("ormcache:*:e:*")) == entries
+            assert shop.watch.call(shop.name) == (OLD, [UNREACHABLE])
+            # Others write, and tell the new master.
+            shop.use(other.port)
+            shop.rename()
+            shop.use(server.port)
+            assert shop.watch.call(shop.name) == (NEW, [UNREACHABLE])
+            with pytest.raises(CacheUnreachable):
+                shop.rename()
+            old.replicaof("NO", "ONE")
+            assert entries <= set(old.keys("ormcache:*:e:*"))
+        shop.use(server.port)
+        shop.stays_new()
+        after = store_of(shop.using).status(route_of(shop.using).namespace)["incarnation"]
+        assert after != before
+
+
+@on_default
+def test_a_replica_is_no_cache(shop: Shop, server: RedisServer) -> None:
+    with RedisServer(replica_of=server) as replica:
+        replica.wait_for_primary()
+        shop.use(replica.port)
+        assert shop.watch.call(shop.name) == (OLD, [UNREACHABLE])
+        with pytest.raises(CacheError, match="the server is a replica"):
+            store_of(shop.using).read(route_of(shop.using).namespace, "e" * 40, ["a"])
+
+
+# --- answers that get lost -------------------------------------------------------------------
+
+
+def losing(proxy: Proxy, part: bytes, *, times: int = 1) -> None:
+    left = [times]
+
+    def loses(request: bytes) -> bool:
+        if left[0] and part in request:
+            left[0] -= 1
+            return True
+        return False
+
+    proxy.loses = loses
+
+
+@on_default
+@pytest.mark.parametrize("part", [ARM.sha, FINISH.sha], ids=["arm", "finish"])
+@pytest.mark.parametrize("write", ["rename", "rename_in_transaction"])
+def test_a_write_whose_announcement_or_end_is_executed_but_not_answered(
+    behind: Shop, proxy: Proxy, part: bytes, write: str
+) -> None:
+    behind.warm()
+    losing(proxy, part)
+    getattr(behind, write)()
+    behind.stays_new()
+    assert proxy.lost == 1
+
+
+@on_default
+def test_an_announcement_that_is_never_answered_refuses_the_write(
+    behind: Shop, proxy: Proxy
+) -> None:
+    behind.warm()
+    proxy.is_silent = True
+    losing(proxy, ARM.sha, times=10)
+    with pytest.raises(CacheUnreachable):
+        behind.rename()
+    assert proxy.lost >= 1
+    assert behind.name() == OLD
+
+
+@on_default
+def test_an_end_that_is_never_answered_is_not_waited_for(behind: Shop, proxy: Proxy) -> None:
+    behind.warm()
+    proxy.is_silent = True
+    losing(proxy, FINISH.sha)
+    with at_most(PATIENCE):
+        behind.rename()
+    behind.stays_new()
+
+
+@on_default
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_fill_that_is_executed_but_not_answered(
+    behind: Shop, proxy: Proxy, is_silent: bool
+) -> None:
+    wait_for_quarantine(behind.using)
+    proxy.is_silent = is_silent
+    losing(proxy, b"\r\nSET\r\n")
+    assert behind.name() == OLD
+    for _ in range(3):
+        assert behind.name() == OLD
+    assert proxy.lost >= 1
+    write_when_possible(behind)
+    behind.stays_new()
+
+
+def write_when_possible(shop: Shop) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(CacheUnreachable):
+            return shop.rename()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@on_postgresql
+def test_a_command_repeated_after_other_commits_brings_no_old_answer_back(
+    behind: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nonce would: an entry was stored under it between the two attempts."""
+    behind.warm()
+    losing(proxy, FINISH.sha)
+    # invalidate() waits for the end of the first attempt, and sends a second.
+    pause = pause_before(monkeypatch, Channels, "_run_on_new")
+
+    def bump() -> None:
+        route = route_of(behind.using)
+        assert route.store is not None
+        route.store.bump(route.namespace, ["tests_author"])
+
+    bumper = Background(bump)
+    pause.wait()
+    behind.watch.warm(behind.name)
+    behind.rename()
+    pause.end()
+    bumper.result()
+    behind.stays_new()
+
+
+# --- memcached -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memcached(settings: Any) -> Iterator[Proxy]:
+    with MemcachedServer() as server, Proxy(server.port) as proxy:
+        configuration = {
+            "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",
+            "LOCATION": f"{HOST}:{proxy.port}",
+        }
+        settings.CACHES = {**settings.CACHES, "own": configuration}
+        yield proxy
+
+
+def test_memcached_out_of_reach_never_pretends_to_have_been_told(memcached: Proxy) -> None:
+    """After a failure, pymemcache answers for a second as if all had been stored."""
+    store = StandardStore("own")
+    vector = store.read("space", "e", ["t"]).vector
+    assert vector is not None
+    store.fill("space", "e", vector, b"answer", 60)
+    memcached.cut()
+    for _ in range(3):
+        with pytest.raises(CacheError):
+            store.arm("space", "1", ["t"])
+        with pytest.raises(CacheError):
+            store.bump("space", ["t"])
+    memcached.mend()
+
+
+@on_default
+def test_memcached_back_with_all_it_had_serves_nothing_old(
+    using: str, settings: Any, memcached: Proxy
+) -> None:
+    with Watch(using) as watch:
+        settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "own"}
+        author = AuthorFactory(name=OLD)
+
+        def name() -> str:
+            return Author.objects.get(pk=author.pk).name
+
+        watch.warm(name)
+        memcached.cut()
+        with pytest.raises(CacheUnreachable):
+            Author.objects.update(name=NEW)
+        settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "open"}
+        Author.objects.update(name=NEW)
+        assert name() == NEW
+        memcached.mend()
+        deadline = time.monotonic() + 20
+        while "hit" not in (answer := watch.call(name))[1]:
+            assert answer[0] == NEW
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert answer[0] == NEW
+
+
+# --- management while the cache is down ------------------------------------------------------
+
+
+@on_default
+def test_status_of_a_dead_server_raises_a_cache_error(shop: Shop, server: RedisServer) -> None:
+    server.kill()
+    with pytest.raises(CacheError):
+        store_of(shop.using).status("space")
+
+
+@on_default
+def test_flush_of_a_dead_server_is_refused(shop: Shop, server: RedisServer) -> None:
+    server.kill()
+    with pytest.raises(CacheUnreachable):
+        ormcache.flush(using=shop.using)
+    assert connections[shop.using].in_atomic_block is False
+
+
+def test_a_store_for_a_dead_server_can_be_made(settings: Any) -> None:
+    """Connecting is left to the first command."""
+    settings.CACHES = {
+        **settings.CACHES,
+        "own": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": f"redis://{HOST}:1/0",
+        },
+    }
+    store = strict_store("own")
+    assert store is not None
+    with pytest.raises(CacheError):
+        store.read("space", "e" * 40, ["a"])
