@@ -30,7 +30,15 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 79
 add_module_names = False
 
+# Indented blocks are commands and their output.
+highlight_language = "none"
+
+# Quotes in prose are mostly parts of code.
+smartquotes = False
+
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = "ormcache"
 html_copy_source = False
 html_show_sphinx = False

@@ -19,7 +19,7 @@ from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
-from ormcache.shapes import Template, shape_of, templates
+from ormcache.shapes import Template, make_template, shape_of, templates
 from ormcache.signals import query_read
 from ormcache.stores import EVERYTHING, Lookup
 from ormcache.transactions import ConnectionState, state_of
@@ -139,47 +139,50 @@ def make_plan(
     shape = shape_of(compiler)
     context = (codec.FORMAT, route.context, state.search_path, result_type)
     if shape is None:
-        plan = _compile(compiler, context, settings)
-        moment = functions.moment_among(plan.params, compiler.connection.vendor)
-        if moment is not None and plan.reason is None:
-            plan = plan._replace(reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
+        plan = _keyed(_compile(compiler, settings), compiler, context)
         return _restrain(plan, state, route, settings)
     known = templates(settings)
     place = (context, shape.key)
     template = known.get(place)
-    if template is None:
-        plan = _compile(compiler, context, settings)
-        if place in known or plan.sql is None:
-            return _restrain(plan, state, route, settings)
-        if plan.reason is None:
-            template = Template(shape, compiler, plan.sql, plan.tables, context)
-            plan = plan._replace(key=template.key(shape.values))
-        # Compiling may have met new tables and emptied the memo.
-        templates(settings)[place] = template
+    if template is not None:
+        plan = Plan(None, (), template.tables, template.key(shape.values), template=template)
         return _restrain(plan, state, route, settings)
-    plan = Plan(None, (), template.tables, template.key(shape.values), template=template)
+    plan = _compile(compiler, settings)
+    if place not in known:
+        if plan.reason is None:
+            template = make_template(shape, compiler, plan.sql or "", plan.tables, context)
+        # If compiling has met new tables, the memo is another by now, and this is forgotten.
+        known[place] = template
+    if template is not None:
+        plan = plan._replace(key=template.key(shape.values))
+    else:
+        plan = _keyed(plan, compiler, context)
     return _restrain(plan, state, route, settings)
 
 
-def _compile(compiler: Any, context: tuple[object, ...] | None, settings: Settings) -> Plan:
-    """Compile the query; its tables, and its key or the reason why its text has none.
-
-    Without a context no key is made.
-    """
+def _compile(compiler: Any, settings: Settings) -> Plan:
+    """Compile the query; its tables, or the reason why no query with this text is cached."""
     text, params, recorded, handwritten = tables.compile_query(compiler)
     if not text:
         raise EmptyResultSet
     vendor = compiler.connection.vendor
     names, reason, detail = tables.facts(text, recorded, handwritten, vendor, settings)
-    if reason is not None:
-        return Plan(text, params, names, reason=reason, detail=detail)
-    if context is None:
-        return Plan(text, params, names)
+    return Plan(text, params, names, reason=reason, detail=detail)
+
+
+def _keyed(plan: Plan, compiler: Any, context: tuple[object, ...]) -> Plan:
+    """Add the key of the text and its parameters, or the reason why these have none."""
+    if plan.reason is not None or plan.sql is None:
+        return plan
+    # Django prepares the values of simple queries, but not those of every expression.
+    moment = functions.moment_among(plan.params, compiler.connection.vendor)
+    if moment is not None:
+        return plan._replace(reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
     try:
-        key = keys.entry_key((*context, names), text, params)
+        key = keys.entry_key((*context, plan.tables), plan.sql, plan.params)
     except NotEncodable as error:
-        return Plan(text, params, names, reason=Reason.PARAMETER, detail=str(error))
-    return Plan(text, params, names, key)
+        return plan._replace(reason=Reason.PARAMETER, detail=str(error))
+    return plan._replace(key=key)
 
 
 def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settings) -> Plan:
@@ -270,7 +273,12 @@ def execute_sql(
         return original(compiler, result_type, chunked_fetch, chunk_size)
     try:
         plan = make_plan(compiler, result_type, state, route, settings)
-        check_access(connection)
+        try:
+            check_access(connection)
+        except Exception:
+            # For a query that cannot have rows, Django does without a connection.
+            complete(compiler, plan, settings)
+            raise
         if plan.reason is not None:
             _report(compiler, "skip", plan.reason, plan)
             return _run(original, compiler, plan, result_type, chunk_size)
@@ -311,12 +319,14 @@ def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
     """
     if plan.sql is not None or plan.template is None:
         return plan
-    compiled = _compile(compiler, None, settings)
+    compiled = _compile(compiler, settings)
     reason = compiled.reason
     if compiled.tables != plan.template.tables and reason is None:
         # The registers that were read are not those of this text: do not store.
         reason = Reason.UNREADABLE_SQL
-    return plan._replace(sql=compiled.sql, params=compiled.params, reason=reason)
+    return plan._replace(
+        sql=compiled.sql, params=compiled.params, reason=reason, detail=compiled.detail
+    )
 
 
 def look_up(route: Route, plan: Plan) -> Lookup:

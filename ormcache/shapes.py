@@ -9,21 +9,27 @@ A shape holds all that Django's compiler looks at, for the kinds of queries that
 here: a model and its joins, lookups of columns by plain values, order by name, slices,
 ``values()``, ``count()`` and ``exists()``. A query with anything else (an unknown attribute
 will do) has no shape and is compiled.
+
+Fields, lookups and expressions of a project's own may look at anything while they are compiled:
+the language, the tenant. Which of them take part shows when the first query of a shape is
+compiled. If there are any, it leaves no template, and neither will the others.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
+import enum
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import django
-from django.db.models import Count, Value
-from django.db.models.expressions import Col, Star
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Count, IntegerField, Value
+from django.db.models.expressions import Col, OrderBy, Ref, Star
 from django.db.models.lookups import Lookup
 from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable, Join
@@ -34,12 +40,17 @@ from ormcache.conf import Settings
 from ormcache.exceptions import NotEncodable
 from ormcache.memo import Memo
 
+# repr() of these tells the type and the exact value.
 _PLAIN = frozenset(
     {
-        *(int, str, bool, float, bytes, type(None), decimal.Decimal, uuid.UUID),
-        *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta),
+        *(str, bool, float, bytes, type(None), decimal.Decimal, uuid.UUID),
+        *(datetime.date, datetime.timedelta),
     }
 )
+# No integer column holds more: Django answers without asking, and repr() refuses what is huge.
+_LARGE = 1 << 64
+# A query of more conditions will hardly be met again, and its shape takes much memory.
+_CONDITIONS_LIMIT = 100
 # What the compiler leaves behind for those who read its rows.
 _COMPILED = ("select", "klass_info", "annotation_col_map", "col_count", "has_extra_select")
 # Attributes of a query that do not change its SQL, or that follow from others.
@@ -53,9 +64,19 @@ _IRRELEVANT = frozenset(
 _EMPTY_ONLY = frozenset(
     {
         *("extra", "external_aliases", "extra_order_by", "extra_tables", "combinator"),
-        *("combined_queries", "explain_info", "select_for_update", "subquery", "group_by"),
+        *("combined_queries", "explain_info", "select_for_update", "subquery"),
         *("select_for_update_nowait", "select_for_update_skip_locked", "select_for_update_of"),
         *("select_for_no_key_update", "extra_select_mask", "_filtered_relations"),
+        # It may name transforms, whose SQL depends on the current time zone.
+        "distinct_fields",
+    }
+)
+# What a class of fields decides of the SQL of its columns and joins.
+_FIELD_SQL = frozenset(
+    {
+        *("column", "get_col", "cached_col", "select_format"),
+        *("get_extra_restriction", "get_joining_fields", "get_joining_columns"),
+        *("path_infos", "get_path_info", "reverse_path_infos", "get_reverse_path_info"),
     }
 )
 
@@ -83,16 +104,15 @@ class _Column(NamedTuple):
 class Template:
     """What the first query of a shape left behind."""
 
-    __slots__ = ("compiled", "digest", "kept", "sql", "tables")
+    __slots__ = ("compiled", "digest", "kept", "tables")
 
     def __init__(
         self, shape: Shape, compiler: Any, sql: str, names: tuple[str, ...], context: object
     ) -> None:
         self.tables = names
-        self.sql = sql
         self.compiled = tuple(getattr(compiler, name) for name in _COMPILED)
         # Fields are told apart by id(): they must not be collected while the shape is known.
-        self.kept = compiler.query
+        self.kept = tuple(_fields(compiler.query))
         text = repr((django.VERSION, context, names, _spell(shape.key), _constant_parts(sql)))
         self.digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20)
 
@@ -108,16 +128,117 @@ class Template:
             setattr(compiler, name, value)
 
 
-def _constant_parts(sql: str) -> tuple[str, str]:
-    """What of the text does not depend on values: up to WHERE, and the order.
+def make_template(
+    shape: Shape, compiler: Any, sql: str, names: tuple[str, ...], context: object
+) -> Template | None:
+    """The template that a compiled query leaves for others of its shape.
+
+    Args:
+        shape: what :func:`shape_of` returned before the query was compiled.
+        compiler: the compiler, which has compiled it.
+        sql: the text.
+        names: its tables.
+        context: what the answer depends on besides; strings, numbers and tuples of them.
+
+    Returns None if classes from outside Django have a say in the SQL: it may depend on more than
+    the shape and the values.
+    """
+    query = compiler.query
+    if (
+        _is_djangos(type(compiler))
+        and all(_joins_plainly(source) for source in query.alias_map.values())
+        and all(_selects_plainly(expression) for expression, _, _ in compiler.select)
+        and all(_compares_plainly(lookup) for lookup in query.where.leaves())
+        and _orders_plainly(compiler)
+    ):
+        return Template(shape, compiler, sql, names, context)
+    return None
+
+
+def _is_djangos(kind: Any) -> bool:
+    module: str = kind.__module__
+    # Not django.contrib: a generic relation asks for its content type while it is compiled.
+    return module.startswith(("django.db.models.", "django.db.backends."))
+
+
+def _speaks_plainly(field: Any) -> bool:
+    """Whether Django alone makes the SQL of a field's columns and joins."""
+    return all(
+        _is_djangos(base) or _FIELD_SQL.isdisjoint(vars(base)) for base in type(field).__mro__
+    )
+
+
+def _joins_plainly(source: Any) -> bool:
+    """Whether a table was joined by columns alone. Ordering and select_related add joins."""
+    if type(source) is BaseTable:
+        return True
+    relation = source.join_field
+    # The other side of a relation asks the field.
+    return _speaks_plainly(relation) and _speaks_plainly(getattr(relation, "field", relation))
+
+
+def _selects_plainly(expression: Any) -> bool:
+    if type(expression) is Col:
+        return _speaks_plainly(expression.target) and _speaks_plainly(expression.output_field)
+    return type(expression) is Value or type(expression) is Count
+
+
+def _compares_plainly(lookup: Any) -> bool:
+    """Whether Django alone prepares the value of a lookup, and makes its SQL."""
+    field = lookup.lhs.target
+    while _is_djangos(type(field)):
+        if getattr(field, "encoder", None) not in (None, DjangoJSONEncoder):
+            return False
+        # A foreign key leaves it to the field that it refers to.
+        target = getattr(field, "target_field", None)
+        if target is None:
+            return _is_djangos(type(lookup))
+        field = target
+    return False
+
+
+def _orders_plainly(compiler: Any) -> bool:
+    """Whether the order is one of columns.
+
+    Transforms, such as that of a date's month, depend on the current time zone, and the
+    ordering of a model may hold any expression.
+    """
+    query = compiler.query
+    before = query.alias_refcount.copy()
+    try:
+        ordered = [order for order, _ in compiler.get_order_by()]
+    finally:
+        query.reset_refcounts(before)
+    return all(type(order) is OrderBy and _is_column(order.expression) for order in ordered)
+
+
+def _is_column(expression: Any) -> bool:
+    if isinstance(expression, Ref):
+        # An output column, by its position.
+        return all(map(_is_column, expression.get_source_expressions()))
+    return type(expression) is Col
+
+
+def _fields(query: Any) -> Iterator[Any]:
+    """The fields that are in the shape of a query."""
+    for source in query.alias_map.values():
+        if type(source) is Join:
+            yield source.join_field
+    for lookup in query.where.leaves():
+        yield lookup.lhs.target
+    for column in query.select:
+        yield column.target
+
+
+def _constant_parts(sql: str) -> list[str]:
+    """What of the text does not depend on values: what is selected from where, and the order.
 
     In the key it tells versions of a project apart whose columns, joins or Meta.ordering differ.
+    There need not be a WHERE: Django leaves out a condition that holds for every row.
     """
-    head = sql.partition(" WHERE ")[0]
+    head = re.split(r" (?:WHERE|ORDER BY|LIMIT|OFFSET|FETCH) ", sql, maxsplit=1)[0]
     order = sql.rpartition(" ORDER BY ")[2] if " ORDER BY " in sql else ""
-    return re.split(r" (?:LIMIT|OFFSET|FETCH) ", head)[0], re.split(
-        r" (?:LIMIT|OFFSET|FETCH) ", order
-    )[0]
+    return [head, re.split(r" (?:LIMIT|OFFSET|FETCH) ", order, maxsplit=1)[0]]
 
 
 _memo: Memo[tuple[Any, ...], Template | None] = Memo()
@@ -134,7 +255,7 @@ def templates(settings: Settings) -> dict[tuple[Any, ...], Template | None]:
 def shape_of(compiler: Any) -> Shape | None:
     """The shape and the values of the query of ``compiler``; None if it has no shape."""
     query = compiler.query
-    if type(query) is not Query:
+    if type(query) is not Query or query.model is None:
         return None
     values: list[Any] = [query.low_mark, query.high_mark]
     try:
@@ -142,13 +263,22 @@ def shape_of(compiler: Any) -> Shape | None:
             type(compiler),
             compiler.elide_empty,
             query.model,
+            _options(query),
             _sources(query),
             _where(query.where, values),
             *_attributes(query),
         )
-        return Shape(key, tuple(values))
     except _NoShape:
         return None
+    return Shape(key, tuple(values)) if len(values) <= _CONDITIONS_LIMIT else None
+
+
+def _options(query: Any) -> tuple[Any, ...]:
+    """What is asked of the model's Meta; some change it while the process runs."""
+    options = query.model._meta
+    if query.order_by or not query.default_ordering:
+        return (options.db_table,)
+    return (options.db_table, *options.ordering)
 
 
 def _sources(query: Any) -> tuple[Any, ...]:
@@ -160,17 +290,14 @@ def _sources(query: Any) -> tuple[Any, ...]:
     parts: list[tuple[Any, ...]] = []
     for alias, source in query.alias_map.items():
         is_used = query.alias_refcount[alias] > 0
+        if source.table_alias != alias:
+            raise _NoShape
         if type(source) is BaseTable:
             parts.append((alias, source.table_name, is_used))
             continue
-        field = source.join_field
-        if (
-            type(source) is not Join
-            or source.filtered_relation is not None
-            # A generic relation asks for its content type while it is compiled.
-            or not type(field).__module__.startswith("django.db.models.")
-        ):
+        if type(source) is not Join or source.filtered_relation is not None:
             raise _NoShape
+        field: Any = source.join_field
         joined = _Column(source.parent_alias, id(field), type(field), field.name)
         parts.append(
             (alias, source.table_name, is_used, source.join_type, source.nullable, joined)
@@ -181,49 +308,51 @@ def _sources(query: Any) -> tuple[Any, ...]:
 def _where(node: Any, values: list[Any]) -> tuple[Any, ...]:
     if type(node) is not WhereNode:
         raise _NoShape
-    parts: list[Any] = [node.connector, node.negated]
+    parts: list[Any] = [node.connector, node.negated, node.resolved]
     for child in node.children:
         if isinstance(child, WhereNode):
             parts.append(_where(child, values))
             continue
-        kind = type(child)
-        if not isinstance(child, Lookup) or not kind.__module__.startswith("django.db.models."):
+        if not isinstance(child, Lookup) or child.bilateral_transforms:
             raise _NoShape
         column = child.lhs
-        if type(column) is not Col or child.bilateral_transforms:
+        if type(column) is not Col:
             raise _NoShape
-        parts.append((kind, _column(column)))
+        parts.append((type(child), _column(column)))
         values.append(_value(child.rhs))
     return tuple(parts)
 
 
 def _column(column: Any) -> _Column:
     field = column.target
-    # A field of one's own may look at anything when it prepares a value.
-    if column.output_field is not field or not type(field).__module__.startswith("django."):
+    if column.output_field is not field:
         raise _NoShape
     return _Column(column.alias, id(field), type(field), field.column)
 
 
 def _value(value: Any) -> Any:
+    """A stand-in for ``value`` whose ``repr`` is exact."""
     kind = type(value)
-    if kind in _PLAIN:
-        # The rest of the plain types spell themselves exactly.
-        return (
-            value
-            if kind is not datetime.datetime and kind is not datetime.time
-            else (_identity(value))
-        )
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if kind in _PLAIN or (kind is int and -_LARGE < value < _LARGE):
+        return value
+    if kind is list and value:
         return [_value(item) for item in value]
+    if kind is tuple:
+        return ("tuple", [_value(item) for item in value])
+    if kind is datetime.datetime or kind is datetime.time or _is_choice(value):
+        try:
+            return keys.identity(value)
+        except NotEncodable:
+            raise _NoShape from None
+    # Among others an empty list: Django answers without asking.
     raise _NoShape
 
 
-def _identity(value: Any) -> object:
-    try:
-        return keys.identity(value)
-    except NotEncodable:
-        raise _NoShape from None
+def _is_choice(value: Any) -> bool:
+    """Whether it is a member of models.TextChoices and their like, which is no expression."""
+    return isinstance(value, enum.Enum) and not (
+        hasattr(value, "as_sql") or hasattr(value, "resolve_expression")
+    )
 
 
 def _attributes(query: Any) -> list[Any]:
@@ -276,7 +405,7 @@ def _related(value: Any) -> Any:
     """select_related: False, True or a dict of dicts."""
     if isinstance(value, dict):
         return tuple((name, _related(inner)) for name, inner in value.items())
-    return value
+    return _plain(value)
 
 
 def _deferred(value: tuple[Iterable[str], bool]) -> tuple[frozenset[str], bool]:
@@ -287,56 +416,70 @@ def _selected(value: Any) -> Any:
     """Which output column is which: positions and names, of columns only."""
     if value is None:
         return None
-    return tuple(
-        (name, index if type(index) is int else str(index)) for name, index in value.items()
-    )
+    if any(type(index) is not int and type(index) is not str for index in value.values()):
+        raise _NoShape
+    return tuple(value.items())
 
 
 def _annotations(value: dict[str, Any]) -> tuple[Any, ...]:
     """Those of count() and exists(), and no others."""
-    parts: list[tuple[str, int | str]] = []
+    parts: list[tuple[str, str]] = []
     for name, annotation in value.items():
         if type(annotation) is Count and _counts_rows(annotation):
             parts.append((name, "count"))
-        elif type(annotation) is Value and type(annotation.value) is int:
-            parts.append((name, annotation.value))
+        elif type(annotation) is Value and _is_one(annotation):
+            parts.append((name, "one"))
         else:
             raise _NoShape
     return tuple(parts)
 
 
 def _counts_rows(annotation: Any) -> bool:
-    sources = annotation.get_source_expressions()
+    star, *others = annotation.get_source_expressions()
     return (
-        type(sources[0]) is Star
-        and not any(sources[1:])
+        type(star) is Star
+        and all(other is None for other in others)
         and not annotation.distinct
         and not annotation.extra
+        # Who annotates may want another type.
+        and type(annotation.output_field) is IntegerField
     )
 
 
-def _as_it_is(value: Any) -> Any:
+def _is_one(annotation: Any) -> bool:
+    value = annotation.value
+    return type(value) is int and value == 1 and type(annotation.output_field) is IntegerField
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is not bool and type(value) is not int:
+        raise _NoShape
     return value
+
+
+def _never(value: Any) -> Any:
+    """Of an attribute that has to be what it is by default."""
+    raise _NoShape
 
 
 # Setting an attribute to what it is anyway (order_by() does) makes no other shape.
 _UNSET = object()
 _DEFAULTS: dict[str, Any] = {"alias_cols": True, "annotations": {}}
 _SPELLINGS: dict[str, Callable[[Any], Any]] = {
-    "alias_cols": _as_it_is,
+    "alias_cols": _plain,
     "annotation_select_mask": _mask,
     "annotations": _annotations,
-    "default_cols": _as_it_is,
-    "default_ordering": _as_it_is,
+    "default_cols": _plain,
+    "default_ordering": _plain,
     "deferred_loading": _deferred,
-    "distinct": _as_it_is,
-    "distinct_fields": _names,
-    "max_depth": _as_it_is,
+    "distinct": _plain,
+    "group_by": _never,
+    "max_depth": _plain,
     "order_by": _names,
     "select": _columns,
     "select_related": _related,
     "selected": _selected,
-    "standard_ordering": _as_it_is,
+    "standard_ordering": _plain,
     "values_select": _names,
 }
 _DEFAULTS |= {name: getattr(Query, name) for name in _SPELLINGS if hasattr(Query, name)}

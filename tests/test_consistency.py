@@ -18,6 +18,7 @@ from django.core.cache import caches
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ormcache import transactions
 from tests.factories import AuthorFactory, BookFactory
 from tests.factories import using as factories_using
 from tests.hammering import ROWS, Hammer, hammer_in_process, make_rows
@@ -34,6 +35,8 @@ from tests.marks import on_pairs
 from tests.models import Author, Book, Note, Tag
 from tests.watching import Watch, wait_for_quarantine
 
+pytestmark = pytest.mark.usefixtures("emptied")
+
 on_each = on_pairs(
     ("default", "locmem"),
     ("postgresql", "redis"),
@@ -48,6 +51,7 @@ on_two = on_pairs(("default", "locmem"), ("postgresql", "redis"), transaction=Tr
 on_memcached = on_pairs(("postgresql", "memcached"), transaction=True)
 
 OLD, NEW = "old", "new"
+BUSY = "a write is being committed"
 
 
 @pytest.fixture
@@ -172,7 +176,7 @@ def test_between_announcement_and_commit_readers_get_the_old_row_and_store_nothi
     writer = Background(rename, using)
     pause.wait()
     calls = record_calls(monkeypatch, store_of(using), "fill")
-    with cached.expect("a write is being committed"):
+    with cached.expect(BUSY):
         assert names() == [OLD]
     assert calls == []
     pause.end()
@@ -189,7 +193,7 @@ def test_between_commit_and_its_report_readers_get_the_new_row_and_store_nothing
     writer = Background(rename, using)
     pause.wait()
     calls = record_calls(monkeypatch, store_of(using), "fill")
-    with cached.expect("a write is being committed"):
+    with cached.expect(BUSY):
         assert names() == [NEW]
     assert calls == []
     pause.end()
@@ -197,23 +201,31 @@ def test_between_commit_and_its_report_readers_get_the_new_row_and_store_nothing
     assert cached.warm(names) == [NEW]
 
 
-@pytest.mark.parametrize("point", ["arm", "finish"])
 @on_two
-def test_an_autocommit_statement_is_announced_before_and_reported_after_it_runs(
-    monkeypatch: pytest.MonkeyPatch,
-    cached: Watch,
-    using: str,
-    author: Author,
-    names: Names,
-    point: str,
+def test_between_its_announcement_and_its_effect_an_autocommit_statement_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
 ) -> None:
     cached.warm(names)
-    wait_at = pause_after if point == "arm" else pause_before
-    pause = wait_at(monkeypatch, store_of(using), point)
+    pause = pause_after(monkeypatch, transactions.Bracket, "arm")
     writer = Background(lambda: Author.objects.using(using).update(name=NEW))
     pause.wait()
-    with cached.expect("a write is being committed"):
-        assert names() == [OLD if point == "arm" else NEW]
+    with cached.expect(BUSY):
+        assert names() == [OLD]
+    pause.end()
+    writer.result()
+    assert cached.warm(names) == [NEW]
+
+
+@on_two
+def test_between_its_effect_and_its_report_an_autocommit_statement_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    cached.warm(names)
+    pause = pause_before(monkeypatch, store_of(using), "finish")
+    writer = Background(lambda: Author.objects.using(using).update(name=NEW))
+    pause.wait()
+    with cached.expect(BUSY):
+        assert names() == [NEW]
     pause.end()
     writer.result()
     assert cached.warm(names) == [NEW]
@@ -232,7 +244,7 @@ def test_a_reader_that_began_before_the_announcement_stores_nothing_that_is_serv
     commit.wait()
     fill.end()
     assert reader.result() == [OLD]
-    with cached.expect("a write is being committed"):
+    with cached.expect(BUSY):
         assert names() == [OLD]
     commit.end()
     writer.result()
@@ -253,7 +265,7 @@ def test_a_writer_that_ends_does_not_end_the_announcement_of_another(
     slow.wait()
     # An INSERT: it needs no lock of the rows that the first one has changed.
     Author.objects.using(using).create(name="another")
-    with cached.expect("a write is being committed"):
+    with cached.expect(BUSY):
         seen = names()
     assert seen == ([NEW, "another"] if using == "default" else [OLD, "another"])
     slow.end()
@@ -424,7 +436,7 @@ def test_processes_never_read_less_than_what_was_committed_before(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     floors = context.Array("q", ROWS, lock=False)
-    hammer = (using, 4, make_rows(using), floors, context.Lock())
+    hammer = (using, 3, make_rows(using), floors, context.Lock())
     roles = ["write", "write", "read", "read"]
     barrier, queue = context.Barrier(len(roles)), context.Queue()
     processes = [

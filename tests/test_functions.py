@@ -121,7 +121,7 @@ def test_function_of_django_is_known(function: type[Any], using: str) -> None:
             assert reason is None
 
 
-@pytest.mark.filterwarnings("ignore:The PostgreSQL")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 @on_databases("postgresql")
 @pytest.mark.parametrize(
     "module", ["aggregates", "aggregates.general", "aggregates.statistics", "functions", "search"]

@@ -761,13 +761,13 @@ ASYNCHRONOUS: dict[str, Callable[[str], Any]] = {
 @on_databases(transaction=True)
 def test_asynchronous_reads(cached: Watch, using: str, bookshop: None) -> None:
     async def ask() -> dict[str, Any]:
-        return {name: exact(await make(using)) for name, make in ASYNCHRONOUS.items()}
+        try:
+            return {name: exact(await make(using)) for name, make in ASYNCHRONOUS.items()}
+        finally:
+            await sync_to_async(connections.close_all)()
 
     def answers() -> dict[str, Any]:
-        try:
-            return asyncio.run(ask())
-        finally:
-            asyncio.run(sync_to_async(connections.close_all)())
+        return asyncio.run(ask())
 
     with ormcache.disabled():
         truth = answers()

@@ -135,11 +135,18 @@ class Check(_Documents):
         return {"Level": "error" if name.startswith("E") else "warning"}
 
 
+# Explanations are also read on a terminal, where code needs no marks.
+_CODE = re.compile(r'ORMCACHE\["\w+"\]|\b[\w.]+\([^)]*\)|managed = False')
+
+
 class Reasons(SphinxDirective):
     """A table of all reasons."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [(f"`{reason.name}`", str(reason), reason.explanation) for reason in Reason]
+        rows = [
+            (f"`{reason.name}`", str(reason), _CODE.sub(r"`\g<0>`", reason.explanation))
+            for reason in Reason
+        ]
         return [_table(("Member", "Value", "Meaning, and what to do"), rows)]
 
 

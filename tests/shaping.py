@@ -1,0 +1,99 @@
+"""Compiles queries, with and without regard to their shapes, and runs none of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+from django.core.exceptions import EmptyResultSet
+from django.db.models import Value
+from django.db.models.expressions import Col
+from django.db.models.sql.compiler import SQLCompiler
+from django.db.models.sql.constants import MULTI
+
+from ormcache import shapes, tables
+from tests.exactness import exact
+
+
+class Compiled(NamedTuple):
+    """A query as Django compiles it, and what is known of it without."""
+
+    shape: shapes.Shape | None
+    sql: str | None
+    """The text; None if the query cannot have rows."""
+    params: Any
+    """The parameters, by value and type."""
+    tables: frozenset[str]
+    state: Any
+    """What the compiler leaves for those who read the rows."""
+    leaves_template: bool
+    """Whether others of its shape are looked up by it."""
+    compiler: Any
+
+    @property
+    def values(self) -> str:
+        return repr(self.shape.values) if self.shape else ""
+
+
+def compiling(question: Callable[[], Any]) -> list[Compiled]:
+    """Ask, with every read answered by no rows; the queries that were read."""
+    with _recording() as found:
+        question()
+    return found
+
+
+@contextmanager
+def _recording() -> Iterator[list[Compiled]]:
+    found: list[Compiled] = []
+
+    def execute_sql(compiler: Any, result_type: str = MULTI, *args: Any, **kwargs: Any) -> Any:
+        found.append(compiled(compiler))
+        return iter([]) if result_type == MULTI else None
+
+    with mock.patch.object(SQLCompiler, "execute_sql", execute_sql):
+        yield found
+
+
+def compiled(compiler: Any) -> Compiled:
+    shape = shapes.shape_of(compiler)
+    try:
+        sql, params, names, _ = tables.compile_query(compiler)
+    except EmptyResultSet:
+        return Compiled(shape, None, None, frozenset(), None, False, compiler)
+    state = _state(compiler)
+    # As ormcache does it: after the query was compiled.
+    template = shape and shapes.make_template(shape, compiler, sql, tuple(names), ())
+    return Compiled(
+        shape, sql, exact(list(params)), frozenset(names), state, template is not None, compiler
+    )
+
+
+def _state(compiler: Any) -> Any:
+    return (
+        [
+            (_expression(expression), sql, exact(list(params)), alias)
+            for expression, (sql, params), alias in compiler.select
+        ],
+        _klass_info(compiler.klass_info),
+        compiler.annotation_col_map,
+        compiler.col_count,
+        compiler.has_extra_select,
+    )
+
+
+def _expression(expression: Any) -> Any:
+    kind = type(expression)
+    if kind is Col:
+        return (kind, expression.alias, id(expression.target), id(expression.output_field))
+    field = type(expression.output_field)
+    return (kind, exact(expression.value) if kind is Value else repr(expression), field)
+
+
+def _klass_info(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _klass_info(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_klass_info(inner) for inner in value]
+    # Bound methods of a field, and one function that does nothing.
+    owner = getattr(value, "__self__", None)
+    return (value.__qualname__, id(owner)) if callable(value) else value
