@@ -47,21 +47,20 @@ def _cascades() -> Mapping[str, frozenset[str]]:
             on_delete = getattr(remote, "on_delete", None)
             if remote is not None and isinstance(on_delete, _DatabaseOnDelete):
                 edges[table(field.related_model)].append((table(model), on_delete is _DB_CASCADE))
-    closure = {}
-    for start in edges:
-        found: set[str] = set()
-        waiting = [start]
-        while waiting:
-            for child, rows_vanish in edges.get(waiting.pop(), ()):
-                if child in found:
-                    continue
-                found.add(child)
-                # Rows that are only changed cascade no further; a table reached both ways
-                # counts as vanishing, so every edge is followed. Too much does no harm.
-                if rows_vanish or any(vanish for name, vanish in edges.get(child, ())):
-                    waiting.append(child)
-        closure[start] = frozenset(found)
-    return closure
+    return {start: frozenset(_changed_with(start, edges)) for start in edges}
+
+
+def _changed_with(start: str, edges: Mapping[str, list[tuple[str, bool]]]) -> set[str]:
+    changed: set[str] = set()
+    # Rows that are only changed cascade no further.
+    vanishing, waiting = {start}, [start]
+    while waiting:
+        for child, rows_vanish in edges.get(waiting.pop(), ()):
+            changed.add(child)
+            if rows_vanish and child not in vanishing:
+                vanishing.add(child)
+                waiting.append(child)
+    return changed
 
 
 def written_with(
@@ -74,18 +73,21 @@ def written_with(
         deletes: whether rows may be deleted, so that the database's own cascades follow.
         writes: ``ORMCACHE["WRITES"]``: what triggers on a table also write.
     """
-    found = set(tables)
-    cascades = _cascades() if deletes else {}
-    if not cascades and not writes:
-        return found
-    declared = {sql.fold(name): names for name, names in writes.items()} if writes else {}
-    waiting = list(found)
+    cascades = _cascades()
+    waiting = list(tables)
+    if deletes:
+        for name in tuple(waiting):
+            waiting += cascades.get(name, ())
+    declared = {sql.fold(name): names for name, names in writes.items()}
+    found: set[str] = set()
     while waiting:
         name = waiting.pop()
-        further = set(cascades.get(name, ()))
-        further.update(map(sql.fold, declared.get(name, ())))
-        waiting.extend(further - found)
-        found |= further
+        if name in found:
+            continue
+        found.add(name)
+        # A trigger may delete, whatever it was that made it fire.
+        for written in map(sql.fold, declared.get(name, ())):
+            waiting += (written, *cascades.get(written, ()))
     return found
 
 

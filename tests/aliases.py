@@ -10,9 +10,13 @@ from django.db import connections
 
 @contextlib.contextmanager
 def alias_of(existing: str, name: str, **changes: Any) -> Iterator[str]:
-    """Inside, the alias `name` leads where `existing` does, but for what is changed."""
+    """Inside, the alias `name` leads where `existing` does, but for what is changed.
+
+    A test case forbids aliases that it was not told of to connect: here that is done already.
+    """
     connections.settings[name] = {**copy.deepcopy(connections[existing].settings_dict), **changes}
     try:
+        connections[name].connect()
         yield name
     finally:
         connections[name].close()

@@ -1,7 +1,7 @@
 """Compiles queries, with and without regard to their shapes, and runs none of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -37,21 +37,16 @@ class Compiled(NamedTuple):
 
 def compiling(question: Callable[[], Any]) -> list[Compiled]:
     """Ask, with every read answered by no rows; the queries that were read."""
-    with _recording() as found:
-        question()
-    return found
-
-
-@contextmanager
-def _recording() -> Iterator[list[Compiled]]:
     found: list[Compiled] = []
 
     def execute_sql(compiler: Any, result_type: str = MULTI, *args: Any, **kwargs: Any) -> Any:
         found.append(compiled(compiler))
         return iter([]) if result_type == MULTI else None
 
-    with mock.patch.object(SQLCompiler, "execute_sql", execute_sql):
-        yield found
+    # Some questions miss the rows, others cannot be compiled.
+    with mock.patch.object(SQLCompiler, "execute_sql", execute_sql), suppress(Exception):
+        question()
+    return found
 
 
 def compiled(compiler: Any) -> Compiled:
@@ -64,14 +59,14 @@ def compiled(compiler: Any) -> Compiled:
     # As ormcache does it: after the query was compiled.
     template = shape and shapes.make_template(shape, compiler, sql, tuple(names), ())
     return Compiled(
-        shape, sql, exact(list(params)), frozenset(names), state, template is not None, compiler
+        shape, sql, repr(exact(list(params))), frozenset(names), state, template is not None, compiler
     )
 
 
 def _state(compiler: Any) -> Any:
     return (
         [
-            (_expression(expression), sql, exact(list(params)), alias)
+            (_expression(expression), sql, repr(exact(list(params))), alias)
             for expression, (sql, params), alias in compiler.select
         ],
         _klass_info(compiler.klass_info),

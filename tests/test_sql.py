@@ -151,7 +151,7 @@ any_sql = st.one_of(
 
 
 @given(any_sql, st.sampled_from(VENDORS))
-@quickly(500)
+@quickly(300)
 def test_tokens_lose_nothing_but_spaces_and_comments(text: str, vendor: str) -> None:
     at = 0
     for token in sql.tokens(text, vendor):
@@ -163,7 +163,7 @@ def test_tokens_lose_nothing_but_spaces_and_comments(text: str, vendor: str) -> 
 
 
 @given(any_sql, st.sampled_from(VENDORS))
-@quickly(500)
+@quickly(300)
 def test_any_text_can_be_read_and_classified(text: str, vendor: str) -> None:
     read = sql.analyse_read(text, vendor)
     assert read.words == sql.words(text)
@@ -244,7 +244,7 @@ def references(text: str, vendor: str = "postgresql") -> set[str]:
         ("SELECT 1", ""),
         ("SELECT * FROM a", "a"),
         ("select * from A.B.c AS x", "c"),
-        ('SELECT * FROM "s"."T x" y', "t x"),
+        ('SELECT * FROM "s"."T-x" y', "t-x"),
         ("SELECT * FROM a, b AS c, only d", "a b d"),
         ("SELECT * FROM a JOIN b ON a.x = b.x, c", "a b c"),
         ("SELECT * FROM a JOIN b USING (x, y), c", "a b c"),
@@ -257,7 +257,7 @@ def references(text: str, vendor: str = "postgresql") -> set[str]:
         ("SELECT * FROM a WHERE b IN (SELECT c FROM d WHERE EXISTS (SELECT 1 FROM e))", "a d e"),
         ("SELECT (SELECT MAX(x) FROM b) FROM a", "a b"),
         ("SELECT COALESCE((SELECT x FROM b), 0) + 1 FROM a", "a b"),
-        ("SELECT CASE WHEN EXISTS(SELECT 1 FROM b) THEN 1 END FROM a ORDER BY 1, 2", "a"),
+        ("SELECT CASE WHEN EXISTS(SELECT 1 FROM b) THEN 1 END FROM a ORDER BY 1, 2", "a b"),
         ("SELECT a FROM x UNION SELECT b FROM y EXCEPT (SELECT c FROM z)", "x y z"),
         ("SELECT a FROM x WHERE b IN ((SELECT 1) UNION SELECT c FROM y)", "x y"),
         ("(SELECT a FROM x) UNION ALL (SELECT b FROM y ORDER BY c, d) LIMIT 1", "x y"),
@@ -289,10 +289,7 @@ def references(text: str, vendor: str = "postgresql") -> set[str]:
     ],
 )
 def test_tables_of_a_select(text: str, expected: str) -> None:
-    if "EXISTS(SELECT 1 FROM b)" in text:
-        expected += " b"
-    given_names = {"t x"} if '"T x"' in text else set(expected.split())
-    assert references(text) == given_names
+    assert references(text) == set(expected.split())
 
 
 @pytest.mark.parametrize(
@@ -379,7 +376,7 @@ def selects(draw: st.DrawFn, depth: int = 2) -> tuple[str, frozenset[str]]:
 
 
 @given(selects(), st.sampled_from(["sqlite", "postgresql", "mysql"]))
-@quickly(300)
+@quickly(100)
 def test_every_table_behind_from_and_join_is_found(
     generated: tuple[str, frozenset[str]], vendor: str
 ) -> None:
@@ -769,7 +766,7 @@ def spelled(name: str, verbs: Iterable[str]) -> st.SearchStrategy[str]:
     st.lists(NAMES.flatmap(lambda name: st.tuples(st.just(name), spelled(name, VERBS)))),
     st.sampled_from(["sqlite", "postgresql", "mysql"]),
 )
-@quickly(300)
+@quickly(100)
 def test_every_target_of_several_statements_is_found(
     statements: list[tuple[str, str]], vendor: str
 ) -> None:

@@ -9,7 +9,8 @@
 --
 -- "*" knows which registers exist, so one that is missing and known has been lost (evicted or
 -- deleted), and intents may have been lost with it: quarantine. One that is missing and unknown
--- was never there, and is clean unless the namespace itself is younger than a lease.
+-- was never there, and is clean unless the namespace itself is younger than a lease. A "*" that
+-- was lost has forgotten the longest lease, too: all programs should have the same.
 --
 -- ARGV[2] is a fresh nonce, ARGV[3] the caller's lease in ms.
 

@@ -1,0 +1,323 @@
+"""From a connection to its namespace: the same for the same database, and for no other."""
+
+import gc
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.core import mail
+from django.core.cache import InvalidCacheBackendError
+from django.db import connections
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ormcache.conf import current, parse
+from ormcache.routers.namespaces import identity, namespace, route
+from ormcache.transactions import state_of
+from tests.marks import needs
+
+RUN = "ORMCACHE_TEST_RUN"
+
+
+def server(vendor: str = "postgresql", **facts: Any) -> Any:
+    """As much of a connection to a server as makes its identity."""
+    usual = {"HOST": "db", "PORT": "5432", "NAME": "shop", "USER": "web", "OPTIONS": {}}
+    return SimpleNamespace(vendor=vendor, alias="any", settings_dict={**usual, **facts})
+
+
+@pytest.fixture
+def sqlite() -> Iterator[Any]:
+    """Makes connections to SQLite databases by name."""
+    made = []
+
+    def connect(name: Any) -> Any:
+        connection = connections["default"].copy()
+        connection.settings_dict["NAME"] = name
+        made.append(connection)
+        return connection
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+def settings(**options: Any) -> Any:
+    parsed, problems = parse(options)
+    assert not problems
+    return parsed
+
+
+# --- servers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"HOST": "other"},
+        {"PORT": "5433"},
+        {"NAME": "other"},
+        {"NAME": "Shop"},
+        {"vendor": "mysql"},
+        {"OPTIONS": {"service": "other"}},
+    ],
+    ids=str,
+)
+def test_another_server_or_database_is_another_namespace(other: dict[str, Any]) -> None:
+    assert namespace(server(**other), "") != namespace(server(), "")
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"PORT": 5432},
+        {"USER": "batch"},
+        {"CONN_MAX_AGE": 60},
+        {"OPTIONS": {"application_name": "x"}},
+        {"TEST": {"NAME": "x"}},
+    ],
+    ids=str,
+)
+def test_another_way_to_the_same_database_is_the_same_namespace(same: dict[str, Any]) -> None:
+    assert namespace(server(**same), "") == namespace(server(), "")
+
+
+def test_neither_the_alias_nor_an_empty_setting_matters() -> None:
+    bare = server(HOST=None, PORT=None)
+    bare.alias = "other"
+    assert namespace(bare, "") == namespace(server(HOST="", PORT=""), "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (server(HOST="a", PORT="1"), server(HOST="a1", PORT="")),
+        (server(HOST="a", NAME="b"), server(HOST="b", NAME="a")),
+        (server(NAME="a b"), server(NAME="a-b")),
+        (server(NAME="x" * 200 + "a"), server(NAME="y" * 200 + "a")),
+    ],
+)
+def test_facts_that_look_alike_are_told_apart(first: Any, second: Any) -> None:
+    assert namespace(first, "") != namespace(second, "")
+
+
+@given(st.text(), st.text())
+def test_any_name_makes_a_namespace_of_its_own_that_any_cache_takes(a: str, b: str) -> None:
+    assume(a != b)
+    first, second = namespace(server(NAME=a), ""), namespace(server(NAME=b), "")
+    assert first != second
+    assert re.fullmatch(r"[A-Za-z0-9_.-]{16,64}", first)
+
+
+def test_a_namespace_begins_with_the_prefix_and_the_name() -> None:
+    found = namespace(server(NAME="/srv/shop's db"), "blue")
+    assert re.fullmatch(r"blue-srv-shop-s-db-[0-9a-f]{16}", found)
+
+
+def test_another_prefix_is_another_namespace() -> None:
+    assert len({namespace(server(), prefix) for prefix in ("", "blue", "green")}) == 3
+
+
+# --- SQLite --------------------------------------------------------------------------------
+
+
+def test_a_file_is_the_same_however_it_is_named(sqlite: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a shop.sqlite3"
+    file.touch()
+    link = tmp_path / "link.sqlite3"
+    link.symlink_to(file)
+    spelt = [
+        file,
+        str(file),
+        os.path.relpath(file),
+        f"{tmp_path}/./a shop.sqlite3",
+        link,
+        f"file:{tmp_path}/a%20shop.sqlite3",
+        f"file:{tmp_path}/a%20shop.sqlite3?mode=ro&cache=private",
+        f"file://{tmp_path}/a%20shop.sqlite3",
+        f"file://localhost{tmp_path}/a%20shop.sqlite3#x",
+    ]
+    assert len({identity(sqlite(name)) for name in spelt}) == 1
+
+
+def test_other_files_are_other_databases(sqlite: Any, tmp_path: Path) -> None:
+    names = [tmp_path / "a", tmp_path / "b", f"file:{tmp_path}/c", "a", "file:b"]
+    assert len({identity(sqlite(name)) for name in names}) == len(names)
+
+
+def test_each_connection_to_memory_has_a_database_of_its_own(sqlite: Any) -> None:
+    found = set()
+    for _ in range(20):
+        # Not kept: the next one may take its place in memory, and its id().
+        connection = connections["default"].copy()
+        connection.settings_dict["NAME"] = ":memory:"
+        found.add(namespace(connection, ""))
+        assert namespace(connection, "") in found
+        del connection
+        gc.collect(0)
+    assert len(found) == 20
+
+
+def test_connections_to_one_shared_memory_have_one_database(sqlite: Any) -> None:
+    shared = "file:shared?mode=memory&cache=shared"
+    other = "file:other?mode=memory&cache=shared"
+    assert identity(sqlite(shared)) == identity(sqlite(shared)) != identity(sqlite(other))
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:shared?mode=memory&cache=shared"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_memory_is_another_database_in_a_forked_process(sqlite: Any, name: str) -> None:
+    connection = sqlite(name)
+    usual = route_of(connection)
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        # The child only computes a name and ends.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, route_of(connection).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with open(read) as pipe:
+        answer = pipe.read()
+    assert answer
+    assert answer != usual == route_of(connection)
+
+
+def route_of(connection: Any) -> str:
+    """The namespace as reads and writes find it: kept on the connection."""
+    found: str = state_of(connection).route(connection, current()).namespace
+    return found
+
+
+# --- test databases ------------------------------------------------------------------------
+
+
+def test_a_test_database_is_another_one(sqlite: Any, tmp_path: Path) -> None:
+    """create_test_db() changes the name in the settings of a connection that may be in use."""
+    connection = sqlite(tmp_path / "shop")
+    usual = route_of(connection)
+    connection.settings_dict["NAME"] = str(tmp_path / "test_shop")
+    test = route_of(connection)
+    assert test != usual
+    connection.settings_dict["NAME"] = tmp_path / "shop"
+    assert route_of(connection) == usual
+
+
+@pytest.mark.parametrize("alias", ["default", "postgresql", "mariadb"])
+@needs("postgresql", "mariadb")
+def test_parallel_clones_are_databases_of_their_own(alias: str) -> None:
+    original = connections[alias].copy()
+    found = {namespace(original, "")}
+    for worker in ("1", "2"):
+        clone = original.copy()
+        clone.settings_dict.update(original.creation.get_test_db_clone_settings(worker))
+        found.add(namespace(clone, ""))
+    assert len(found) == 3
+
+
+def test_each_test_run_has_namespaces_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN, "one")
+    one = namespace(server(), "")
+    assert namespace(server(), "") == one
+    monkeypatch.setenv(RUN, "two")
+    assert namespace(server(), "") != one
+
+
+def test_a_test_run_is_noticed_and_passed_on_to_child_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(RUN)
+    assert hasattr(mail, "outbox")
+    first = namespace(server(), "")
+    assert os.environ[RUN]
+    assert namespace(server(), "") == first
+
+
+def test_outside_tests_the_namespace_is_the_same_in_every_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(RUN)
+    monkeypatch.delattr(mail, "outbox")
+    # Part of the keys in the cache: it may not change from one release to the next.
+    assert namespace(server(), "") == "shop-27237ef1c992f78f"
+    assert RUN not in os.environ
+
+
+# --- routes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"USER": "other"},
+        {"TIME_ZONE": "Asia/Tokyo"},
+        {"OPTIONS": {"options": "-c search_path=other"}},
+        {"OPTIONS": {"init_command": "SET sql_mode = ''"}},
+        {"OPTIONS": {"assume_role": "other"}},
+    ],
+    ids=str,
+)
+def test_what_a_session_is_told_sets_its_entries_apart(change: dict[str, Any]) -> None:
+    usual, other = connections["default"].copy(), connections["default"].copy()
+    other.settings_dict.update(change)
+    first, second = route(usual, settings()), route(other, settings())
+    assert first.namespace == second.namespace
+    assert first.context != second.context
+
+
+def test_a_schema_sets_entries_apart_and_shares_the_namespace() -> None:
+    """django-tenants keeps the schema on the connection."""
+    usual, other = connections["default"].copy(), connections["default"].copy()
+    usual.schema_name, other.schema_name = "one", "two"
+    first, second = route(usual, settings()), route(other, settings())
+    assert first.namespace == second.namespace
+    assert first.context != second.context
+
+
+def test_a_schema_that_changes_is_noticed() -> None:
+    connection = connections["default"].copy()
+    state = state_of(connection)
+    here = settings()
+    connection.schema_name = "one"
+    first = state.route(connection, here)
+    assert state.route(connection, here) is first
+    connection.schema_name = "two"
+    assert state.route(connection, here).context != first.context
+
+
+def test_options_of_a_database_go_before_those_of_all() -> None:
+    mine = settings(
+        CACHE_ALIAS="default",
+        TIMEOUT=60,
+        DATABASES={"default": {"CACHE_ALIAS": "locmem", "TIMEOUT": 5, "ENABLED": False}},
+    )
+    found = route(connections["default"], mine)
+    assert (found.cache_alias, found.timeout, found.enabled) == ("locmem", 5, False)
+
+
+def test_options_that_a_database_does_not_have_are_those_of_all() -> None:
+    mine = settings(CACHE_ALIAS="locmem", TIMEOUT=60, DATABASES={"default": {}})
+    found = route(connections["default"], mine)
+    assert (found.cache_alias, found.timeout, found.enabled) == ("locmem", 60, True)
+
+
+def test_a_database_may_do_without_expiry() -> None:
+    mine = settings(TIMEOUT=60, DATABASES={"default": {"TIMEOUT": None}})
+    assert route(connections["default"], mine).timeout is None
+
+
+def test_an_unknown_cache_is_an_error() -> None:
+    with pytest.raises(InvalidCacheBackendError):
+        route(connections["default"], settings(CACHE_ALIAS="nonsense"))
+
+
+def test_a_dummy_cache_stores_nothing() -> None:
+    assert route(connections["default"], settings(CACHE_ALIAS="dummy")).store is None
