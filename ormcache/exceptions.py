@@ -18,6 +18,10 @@ class CacheError(OrmcacheError):
     """The cache did not do what it was asked to. Never leaves ormcache."""
 
 
+class CacheTimeout(CacheError):
+    """The cache did not answer in time: asking again would take as long. Never leaves ormcache."""
+
+
 class CacheUnreachable(OrmcacheError, OperationalError):
     """A write was refused because the cache could not be told about it beforehand.
 

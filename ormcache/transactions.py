@@ -25,7 +25,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from ormcache import counters
 from ormcache.conf import Settings, current
-from ormcache.exceptions import CacheError, CacheUnreachable
+from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route, basis, route
@@ -360,8 +360,10 @@ class Bracket:
             return False
         try:
             started()
+        except CacheTimeout:
+            raise
         except CacheError:
-            # Once more, by the usual way, which knows what to do about errors.
+            # Once more, on a new socket.
             return False
         return self._is_fresh()
 

@@ -154,9 +154,15 @@ CONDITIONS: list[Step] = [
 
 ORDERS: list[Step] = [
     *(call("order_by", *names) for names in ((), ("title",), ("-title",), ("title", "pk"))),
-    *(call("order_by", name) for name in ("pk", "-pk", "id", "author", "author_id", "-author__pk")),
+    *(
+        call("order_by", name)
+        for name in ("pk", "-pk", "id", "author", "author_id", "-author__pk")
+    ),
     *(call("order_by", name) for name in ("author__name", "-publisher__city__name", "tags__name")),
-    *(call("order_by", name) for name in ("comments__text", "published__month", "?", "author__id")),
+    *(
+        call("order_by", name)
+        for name in ("comments__text", "published__month", "?", "author__id")
+    ),
     *(call("order_by", order) for order in (F("title"), F("title").desc(), Lower("title"))),
     *(call("order_by", order) for order in (F("title").desc(nulls_last=True), Random())),
     call("order_by", "n"),
@@ -172,9 +178,15 @@ COLUMNS: list[Step] = [
     *(call("select_related", *names) for names in ((), (None,), ("author",), ("publisher",))),
     *(call("select_related", *names) for names in (("author", "publisher"), ("publisher__city",))),
     call("select_related", "author__profile"),
-    *(call("only", *names) for names in (("title",), ("title", "pages"), ("author__name", "title"))),
+    *(
+        call("only", *names)
+        for names in (("title",), ("title", "pages"), ("author__name", "title"))
+    ),
     *(call("defer", *names) for names in (("title",), ("pages",), ("author__name",), (None,))),
-    *(call("values", *names) for names in ((), ("title",), ("title", "pages"), ("pages", "title"))),
+    *(
+        call("values", *names)
+        for names in ((), ("title",), ("title", "pages"), ("pages", "title"))
+    ),
     *(call("values", *names) for names in (("author",), ("author_id",), ("author__name",))),
     *(call("values", *names) for names in (("published__month",), ("tags",), ("pk", "n"))),
     *(call("values_list", *names) for names in (("title",), ("pages", "title"), ("n", "title"))),
@@ -274,5 +286,3 @@ def build(steps: Iterable[Step], start: Rows) -> Rows | None:
     except Exception:  # Some steps make Django stumble in its own ways.
         return None
     return start
-
-

@@ -59,7 +59,13 @@ def compiled(compiler: Any) -> Compiled:
     # As ormcache does it: after the query was compiled.
     template = shape and shapes.make_template(shape, compiler, sql, tuple(names), ())
     return Compiled(
-        shape, sql, repr(exact(list(params))), frozenset(names), state, template is not None, compiler
+        shape,
+        sql,
+        repr(exact(list(params))),
+        frozenset(names),
+        state,
+        template is not None,
+        compiler,
     )
 
 

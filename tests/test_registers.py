@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ormcache.stores.redis import ARM, FINISH, READ
+from ormcache.stores.redis import SCRIPTS
 from tests.marks import needs
 from tests.model import FLAWS, QUARANTINE, Registers, Setting, search
 
@@ -81,11 +81,11 @@ class Scripts:
         self.client = client
         self.prefix = f"ormcache-test:{{{next(_namespaces)}}}:"
         self.replid = client.info("replication")["master_replid"]
-        asks, told = b"redis.call('TIME')", f"redis.call('LRANGE', '{self.prefix}clock', 0, 1)"
+        asks, told = "redis.call('TIME')", f"redis.call('LRANGE', '{self.prefix}clock', 0, 1)"
         self.texts = {}
-        for script in (READ, ARM, FINISH):
-            assert script.text.count(asks) == 1
-            self.texts[script] = script.text.replace(asks, told.encode())
+        for name, text in SCRIPTS.items():
+            assert text.count(asks) == 1
+            self.texts[name] = text.replace(asks, told)
 
     def set_clock(self, now: int) -> None:
         self.client.delete(f"{self.prefix}clock")
@@ -94,7 +94,7 @@ class Scripts:
     def key(self, name: str) -> str:
         return f"{self.prefix}r:{name}"
 
-    def change(self, script: Any, intent: str, tables: Any, nonce: str, lease: int) -> None:
+    def change(self, script: str, intent: str, tables: Any, nonce: str, lease: int) -> None:
         keys = [self.key(name) for name in ("*", *tables)]
         args = [self.replid, nonce, lease, intent]
         self.client.eval(self.texts[script], len(keys), *keys, *args)
@@ -102,7 +102,7 @@ class Scripts:
     def read(self, tables: Any, nonce: str, lease: int) -> Any:
         keys = [f"{self.prefix}e:{ENTRY}", *(self.key(name) for name in ("*", *tables))]
         args = [self.replid, nonce, lease]
-        return self.client.eval(self.texts[READ], len(keys), *keys, *args)
+        return self.client.eval(self.texts["read"], len(keys), *keys, *args)
 
     def hashes(self) -> dict[str, dict[str, str]]:
         found = {}
@@ -163,7 +163,7 @@ def test_the_scripts_do_what_the_model_does(client: Any, operations: Any) -> Non
                 client.set(f"{scripts.prefix}e:{ENTRY}", stored)
         elif kind in ("arm", "finish"):
             intent, tables, lease = args
-            scripts.change(ARM if kind == "arm" else FINISH, intent, tables, nonce, lease)
+            scripts.change(kind, intent, tables, nonce, lease)
             getattr(model, kind)(intent, tables, nonce, lease)
         elif kind == "lose":
             scripts.delete(*args)

@@ -172,24 +172,10 @@ def test_any_text_can_be_read_and_classified(text: str, vendor: str) -> None:
 
 
 # Each of these made longer is a text that some way of looking for its end looks at in vain.
-NEVER_CLOSED = [
-    "'",
-    "''",
-    '"',
-    "`",
-    "[",
-    "/*",
-    "/* '",
-    "$",
-    "$$",
-    "$a$",
-    "e'\\'",
-    "'\\",
-    "(",
-    "--",
-]
+NEVER_CLOSED = "' \" ` [ /* /*' $$ $a$ e'\\' '\\ --".split()
 PATHOLOGICAL = [
-    *("''", '""', "]", ")", "()", ";", ",", ".", "/**/", "/*!", "*/", "-- \n", "#", "\\"),
+    *("''", '""', "(", "$", "]", ")", "()", ";", ",", "."),
+    *("/**/", "/*!", "*/", "-- \n", "#", "\\"),
     *("a", "a ", "a.", "a,", "a(", "(a", "1", "@", "%s, ", "e'", "select ", "(select ", "from "),
     *("from (", "from a, ", "as (", "with a as (", ", a(b) as (select ", "a() as (select "),
     *("begin ", "case ", "end ", "create trigger begin ", "for update ", "for ", "pg_advisory_"),
@@ -219,8 +205,8 @@ def test_end_that_is_not_there_is_looked_for_once(piece: str) -> None:
 )
 def test_long_text_takes_no_longer_than_its_length_asks_for(vendor: str, head: str) -> None:
     for piece in PATHOLOGICAL:
-        text = head + piece * (20_000 // len(piece))
-        assert seconds_for(text, vendor) < 2, piece
+        text = head + piece * (10_000 // len(piece))
+        assert seconds_for(text, vendor) < 1, piece
 
 
 def test_tag_that_is_not_there_is_looked_for_once() -> None:

@@ -37,6 +37,7 @@ from django.db.models.functions import Coalesce, Concat
 from django.test.utils import isolate_apps, override_settings
 
 import ormcache
+from ormcache.writes import effect_of
 from tests import factories
 from tests.factories import (
     AuthorFactory,
@@ -1519,6 +1520,7 @@ def test_after_a_commit_as_sql_that_fails_writes_are_seen_as_ever(
         if using == SQLITE:
             # Here the transaction is still open.
             run(using, "ROLLBACK")
+        cached.warm(rows(Contribution, using))
         run(using, _RENAME)
     assert cached.warm(authors)[0][1] == "new"
 
@@ -1546,15 +1548,21 @@ def test_when_nobody_knows_whether_a_commit_failed_writes_are_announced_then_and
         run(using, "UPDATE tests_tag SET name = 'new'")
         with connection.execute_wrapper(interrupt), pytest.raises(DatabaseError):
             run(using, "COMMIT")
-        run(using, _RENAME)
-        if when == "before":
+        for statement in (_RENAME, "COMMIT"):
             with session(using):
                 wait_for_lease(using, authors)
                 wait_for_lease(using, tags)
-            run(using, "COMMIT")
-    wait_for_lease(using, authors)
-    wait_for_lease(using, tags)
+            run(using, statement)
+            with session(using):
+                assert_true(authors)
+                assert_true(tags)
     assert (authors()[0][1], tags()[0][1]) == ("new", "new")
+
+
+def assert_true(question: Question) -> None:
+    answer = question()
+    with ormcache.disabled():
+        assert answer == question()
 
 
 # --- drivers that have more methods than others --------------------------------------------
@@ -1986,3 +1994,9 @@ def check(cached: Watch, using: str, tell: Story) -> None:
 @pytest.mark.parametrize(("using", "tell"), _stories)
 def test_what_was_written_is_read(cached: Watch, using: str, tell: Story) -> None:
     check(cached, using, tell)
+
+
+def test_a_process_that_only_writes_knows_the_tables_of_no_model_that_others_read() -> None:
+    with told(DEPENDS_ON={"tests_view": ["tests_never_read_here"]}):
+        effect = effect_of("INSERT tests_never_read_here SET id = 1", "mysql")
+    assert effect.tables == {"tests_never_read_here"}

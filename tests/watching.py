@@ -29,7 +29,9 @@ class Watch:
         self.reads: list[Read] = []
         self.invalidated: list[tuple[str, ...]] = []
 
-    def _read(self, outcome: str, reason: Any, tables: Any, sql: Any, using: str, **kw: Any) -> None:
+    def _read(
+        self, outcome: str, reason: Any, tables: Any, sql: Any, using: str, **kwargs: Any
+    ) -> None:
         self.reads.append(Read(outcome, reason, tables, sql, using))
 
     def _invalidated(self, tables: tuple[str, ...], **kwargs: Any) -> None:
@@ -51,7 +53,9 @@ class Watch:
     @property
     def outcomes(self) -> list[str]:
         """What each read since the last `clear` came to: hit, miss, or the reason of a skip."""
-        return [str(read.reason) if read.outcome == "skip" else read.outcome for read in self.reads]
+        return [
+            str(read.reason) if read.outcome == "skip" else read.outcome for read in self.reads
+        ]
 
     @contextlib.contextmanager
     def expect(self, *outcomes: str) -> Iterator[None]:

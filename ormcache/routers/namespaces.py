@@ -60,6 +60,7 @@ def route(connection: Any, settings: Settings) -> Route:
     alias = connection.alias
     database = settings.DATABASES.get(alias) or DatabaseSettings()
     cache_alias = _cache_alias(alias, settings)
+    is_enabled = settings.ENABLED and database.ENABLED
     timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
     return Route(
         alias=alias,
@@ -67,10 +68,10 @@ def route(connection: Any, settings: Settings) -> Route:
         cache_alias=cache_alias,
         store=_store(connection, cache_alias, settings),
         breaker=breaker_for(cache_alias),
-        enabled=settings.ENABLED and database.ENABLED,
+        enabled=is_enabled,
         timeout=timeout,
         # Switched off, ormcache still tells other processes of writes, but never in the way.
-        on_failure=settings.ON_CACHE_FAILURE if settings.ENABLED else "ignore",
+        on_failure=settings.ON_CACHE_FAILURE if is_enabled else "ignore",
         context=(alias, *_driver(connection), *_session(connection)),
     )
 

@@ -12,11 +12,14 @@ import contextlib
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ormcache.conf import current
-from ormcache.exceptions import CacheError
+from ormcache.exceptions import CacheError, CacheTimeout
+
+FLAGS = b"#!lua flags=allow-oom\n"
+"""The first line of a script on servers that know it."""
 
 _PENDING_LIMIT = 64
 _T = TypeVar("_T")
@@ -35,7 +38,7 @@ def bulk(part: bytes) -> bytes:
 class Channel:
     """One socket, the incarnation of the server behind it, and answers not yet read."""
 
-    def __init__(self, connection: Any, scripts: Sequence[bytes]) -> None:
+    def __init__(self, connection: Any, scripts: Mapping[str, str]) -> None:
         self._connection = connection
         self._pending = 0
         connection.connect()
@@ -49,8 +52,11 @@ class Channel:
         self.replid: bytes = info[b"master_replid"]
         identity = info[b"run_id"] + self.replid
         self.incarnation = hashlib.blake2b(identity, digest_size=8).hexdigest()
-        for text in scripts:
-            self.call(pack(b"SCRIPT", b"LOAD", text))
+        self.sha: dict[str, bytes] = {
+            name: self.call(pack(b"SCRIPT", b"LOAD", _flags(info) + text.encode()))
+            for name, text in scripts.items()
+        }
+        """By which name the server keeps each script."""
 
     def call(self, command: bytes) -> Any:
         """Send a command and wait for its answer."""
@@ -91,6 +97,17 @@ class Channel:
             self._connection.disconnect()
 
 
+def _flags(info: Mapping[bytes, bytes]) -> bytes:
+    """:data:`FLAGS` for Redis 7 and later, and for all of Valkey.
+
+    It makes a server refuse the script, before it runs, that must not write: a replica, and a
+    primary that has lost the replicas which min-replicas-to-write asks for.
+    """
+    if b"valkey_version" in info or int(info[b"redis_version"].split(b".")[0]) >= 7:
+        return FLAGS
+    return b""
+
+
 def _library(connection_class: type[Any]) -> Any:
     """redis-py or valkey-py, whichever the connection's class comes from."""
     for kind in connection_class.__mro__:
@@ -106,10 +123,20 @@ def _failures(connection: Any) -> tuple[type[BaseException], ...]:
     return (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 
 
+def _is_timeout(error: BaseException) -> bool:
+    # The drivers' own class and Python's are alike in name only.
+    return type(error).__name__ == "TimeoutError"
+
+
+def _cache_error(error: BaseException) -> CacheError:
+    kind = CacheTimeout if _is_timeout(error) else CacheError
+    return kind(f"{type(error).__name__}: {error}")
+
+
 class Channels:
     """As many channels as are in use at once, kept for the next who needs one."""
 
-    def __init__(self, pool: Any, scripts: Sequence[bytes]) -> None:
+    def __init__(self, pool: Any, scripts: Mapping[str, str]) -> None:
         self._pool = pool
         self._scripts = scripts
         self._idle: collections.deque[Channel] = collections.deque()
@@ -147,8 +174,8 @@ class Channels:
             channel.close()
             if not isinstance(error, Exception):
                 raise
-            if type(error).__name__ == "TimeoutError":
-                raise CacheError(f"{type(error).__name__}: {error}") from error
+            if _is_timeout(error):
+                raise _cache_error(error) from error
         else:
             self._idle.append(channel)
             return result
@@ -166,7 +193,7 @@ class Channels:
                 channel.close()
             if not isinstance(error, Exception):
                 raise
-            raise CacheError(f"{type(error).__name__}: {error}") from error
+            raise _cache_error(error) from error
         self._idle.append(channel)
         return result
 
@@ -185,7 +212,7 @@ class Channels:
             channel.close()
             if not isinstance(error, Exception):
                 raise
-            raise CacheError(f"{type(error).__name__}: {error}") from error
+            raise _cache_error(error) from error
 
         def wait() -> None:
             try:
@@ -194,7 +221,7 @@ class Channels:
                 channel.close()
                 if not isinstance(error, Exception):
                     raise
-                raise CacheError(f"{type(error).__name__}: {error}") from error
+                raise _cache_error(error) from error
             self._idle.append(channel)
 
         return wait

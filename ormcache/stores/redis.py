@@ -7,7 +7,6 @@ very socket, and every script checks the replication id again and refuses a repl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -23,19 +22,17 @@ PROTOCOL = 1
 _MEMO_LIMIT = 4096
 
 
-class Script:
-    """A Lua script, made of several files, and the name by which the server keeps it."""
-
-    def __init__(self, *names: str) -> None:
-        folder = resources.files("ormcache.stores") / "lua"
-        parts = [(folder / f"{name}.lua").read_text("utf-8") for name in names]
-        self.text = "\n".join(parts).encode()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+def _script(*names: str) -> str:
+    """A Lua script, made of several files."""
+    folder = resources.files("ormcache.stores") / "lua"
+    return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
 
 
-READ = Script("incarnation", "read_clean", "registers", "read_touched")
-ARM = Script("incarnation", "registers", "arm")
-FINISH = Script("incarnation", "registers", "finish")
+SCRIPTS = {
+    "read": _script("incarnation", "read_clean", "registers", "read_touched"),
+    "arm": _script("incarnation", "registers", "arm"),
+    "finish": _script("incarnation", "registers", "finish"),
+}
 
 
 def connection_pool(cache: Any) -> Any | None:
@@ -66,7 +63,7 @@ class _Parts(NamedTuple):
     after_entry: bytes
     """What follows the entry's key, up to the nonce."""
     change: bytes
-    """The number of keys and the keys of ARM and FINISH, and the replication id."""
+    """Number and names of the keys of the scripts that arm and finish, and the replication id."""
     prefix: bytes
     """What the keys of the namespace begin with."""
 
@@ -77,7 +74,7 @@ class RedisStore(Store):
     mode = "strict"
 
     def __init__(self, pool: Any) -> None:
-        self._channels = Channels(pool, [READ.text, ARM.text, FINISH.text])
+        self._channels = Channels(pool, SCRIPTS)
         self._memo: dict[tuple[str, str, Sequence[str]], _Parts] = {}
 
     def close(self) -> None:
@@ -98,7 +95,12 @@ class RedisStore(Store):
             count = len(keys)
             parts = _Parts(
                 b"*%d\r\n%s%s%s"
-                % (count + 7, bulk(b"EVALSHA"), bulk(READ.sha), bulk(b"%d" % (count + 1))),
+                % (
+                    count + 7,
+                    bulk(b"EVALSHA"),
+                    bulk(channel.sha["read"]),
+                    bulk(b"%d" % (count + 1)),
+                ),
                 registers + replid,
                 bulk(b"%d" % count) + registers + replid,
                 prefix,
@@ -156,25 +158,25 @@ class RedisStore(Store):
     # --- writing ---------------------------------------------------------------------------
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        self._channels.run(self._change, True, ARM, namespace, intent, tuple(tables))
+        self._channels.run(self._change, True, "arm", namespace, intent, tuple(tables))
 
     def start_arm(self, namespace: str, intent: str, tables: Sequence[str]) -> Callable[[], None]:
         names = tuple(tables)
         return self._channels.start(
-            lambda channel: self._command(channel, ARM, namespace, intent, names)
+            lambda channel: self._command(channel, "arm", namespace, intent, names)
         )
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        self._channels.run(self._change, False, FINISH, namespace, intent, tuple(tables))
+        self._channels.run(self._change, False, "finish", namespace, intent, tuple(tables))
 
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
-        self._channels.run(self._change, True, FINISH, namespace, "", tuple(tables))
+        self._channels.run(self._change, True, "finish", namespace, "", tuple(tables))
 
     def _change(
         self,
         channel: Channel,
         wait: bool,
-        script: Script,
+        script: str,
         namespace: str,
         intent: str,
         tables: tuple[str, ...],
@@ -185,7 +187,7 @@ class RedisStore(Store):
     def _command(
         self,
         channel: Channel,
-        script: Script,
+        script: str,
         namespace: str,
         intent: str,
         tables: tuple[str, ...],
@@ -193,7 +195,7 @@ class RedisStore(Store):
         return b"*%d\r\n%s%s%s%s%s%s" % (
             len(tables) + 8,
             bulk(b"EVALSHA"),
-            bulk(script.sha),
+            bulk(channel.sha[script]),
             self._parts(namespace, channel, tables).change,
             bulk(new_nonce().encode()),
             bulk(b"%d" % (current().LEASE * 1000)),

@@ -36,7 +36,7 @@ def three(cached: Watch) -> Watch:
     """An author of the same id, but of another name, in each database."""
     for alias in DATABASES:
         ormcache.flush(alias)
-        Author.objects.using(alias).create(pk=1, name=alias)
+        Author.objects.using(alias).create(pk=1000, name=alias)
     cached.clear()
     return cached
 
