@@ -51,11 +51,14 @@ def test(arguments: Sequence[str]) -> int:
     install("test")
     if not install("test-mariadb", is_optional=True):
         say("mysqlclient could not be built: MariaDB will not be tested")
-    coverage = ["--cov=ormcache"]
+    options = ["--cov=ormcache"]
     if arguments:
         say("With arguments of its own, the run is not held to the coverage of all tests")
-        coverage.append("--cov-fail-under=0")
-    return run([VENV_PYTHON, "-m", "pytest", *coverage, *arguments], check=False)
+        options.append("--cov-fail-under=0")
+    else:
+        # Many tests wait for a lease to end or a server to start, so more than there are cores.
+        options += ["--numprocesses=4", "--dist=worksteal"]
+    return run([VENV_PYTHON, "-m", "pytest", *options, *arguments], check=False)
 
 
 def demo(arguments: Sequence[str]) -> int:
