@@ -89,11 +89,8 @@ def _related_manager(original: _Hook, *args: Any, **kwargs: Any) -> Any:
     manager = original(*args, **kwargs)
     for name in _MANAGER_METHODS:
         if name in vars(manager):
-            method = vars(manager)[name]
-            wrapped = _wrap(method, reads.feeding)
-            # Templates must go on refusing to call it.
-            wrapped.__dict__.update(vars(method))
-            setattr(manager, name, wrapped)
+            # wraps() keeps alters_data: templates must go on refusing to call it.
+            setattr(manager, name, _wrap(vars(manager)[name], reads.feeding))
     return manager
 
 

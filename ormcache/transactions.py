@@ -134,12 +134,12 @@ def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
         return Reason.BROKEN_TRANSACTION
     if state.migrating:
         return Reason.MIGRATING
+    if connection.vendor == "mysql" and _mysql_isolation(connection) == "read uncommitted":
+        return Reason.READ_UNCOMMITTED
     if state.session is not None:
         return state.session
     if state.path_in_doubt:
         return Reason.SESSION
-    if connection.vendor == "mysql" and _mysql_isolation(connection) == "read uncommitted":
-        return Reason.READ_UNCOMMITTED
     if not in_transaction(connection, state):
         return None
     return state.until_end or _isolation(connection, state)

@@ -7,8 +7,19 @@ import pytest
 from django.test import TransactionTestCase
 
 import ormcache
+from ormcache import tables
 from tests.backdoor import empty
 from tests.watching import Watch, wait_for_quarantine
+
+
+@pytest.fixture(autouse=True)
+def _no_tables_of_other_tests() -> Iterator[None]:
+    """Forget tables without a model that the test made known: they are words to the next one."""
+    seen = set(tables.known._seen)
+    yield
+    if tables.known._seen != seen:
+        tables.known._seen = seen
+        tables.known.forget()
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import models
-from django.db.models import Count, F, Max, OuterRef, Q, Subquery, Value, Window
+from django.db.models import Count, F, FilteredRelation, Max, OuterRef, Q, Subquery, Value, Window
 from django.db.models.functions import Lower, Random, RowNumber
+from django.db.models.sql import Query
 from django.utils.safestring import mark_safe
 
 from tests.models import Author, Book, Publisher
@@ -35,6 +36,10 @@ class Shade(enum.Enum):
 
 class Text(str):
     pass
+
+
+class OtherQuery(Query):
+    """Of another package."""
 
 
 def where(**conditions: Any) -> Step:
@@ -238,6 +243,10 @@ SETS: list[Step] = [
 
 HACKS: list[Step] = [
     set_to("comment", "of another package"),
+    set_to("__class__", OtherQuery),
+    call("select_for_update"),
+    call("select_for_update", nowait=True),
+    call("annotate", n=FilteredRelation("author", condition=Q(author__name="a"))),
     set_to("group_by", ()),
     set_to("group_by", None),
     set_to("group_by", True),

@@ -426,8 +426,8 @@ def test_threads_never_read_less_than_what_was_committed_before(
     for thread in threads:
         thread.result()
     assert hammer.stale == []
-    assert cached.outcomes.count("hit") > 100
-    assert len(cached.invalidated) > 20
+    assert cached.outcomes.count("hit") > 20
+    assert len(cached.invalidated) > 10
 
 
 @on_pairs(("postgresql", "redis"), transaction=True)
@@ -451,9 +451,9 @@ def test_processes_never_read_less_than_what_was_committed_before(
     for process in processes:
         process.join(SECONDS)
     assert [outcome.stale for outcome in outcomes] == [[]] * len(roles)
-    assert all(outcome.done > 50 for outcome in outcomes)
-    assert sum(outcome.hits for outcome in outcomes) > 100
-    assert sum(floors) > 50
+    assert all(outcome.done > 10 for outcome in outcomes)
+    assert sum(outcome.hits for outcome in outcomes) > 20
+    assert sum(floors) > 10
 
 
 @pytest.fixture
@@ -483,4 +483,4 @@ def test_tasks_never_read_less_than_what_was_committed_before(
 
     asyncio.run(everybody())
     assert hammer.stale == []
-    assert cached.outcomes.count("hit") > 50
+    assert cached.outcomes.count("hit") > 20

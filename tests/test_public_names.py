@@ -69,6 +69,7 @@ def test_the_errors() -> None:
         "OrmcacheError",
         "SettingsError",
         "CacheError",
+        "CacheTimeout",
         "CacheUnreachable",
         "NotEncodable",
         "Corrupt",

@@ -25,6 +25,7 @@ from django.db import connections, models, transaction
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import Count, F, Func, Q, Value
 from django.db.models.expressions import Col
+from django.db.models.functions import Random
 from django.db.models.lookups import Exact
 from django.db.models.sql.where import WhereNode
 from django.test import SimpleTestCase
@@ -117,15 +118,19 @@ def test_equal_shapes_and_values_have_equal_sql_and_interchangeable_results(
     using: str, content_types: None
 ) -> None:
     comparison = Comparison()
-    pairs = list(itertools.product(STEPS, STEPS))
-    random.Random(0).shuffle(pairs)
+    pairs = random.Random(0).sample(
+        list(itertools.combinations(STEPS, 2)), 3000 if using == "default" else 700
+    )
     ways = itertools.cycle(WAYS.values())
-    for steps, way in zip(pairs[: 6000 if using == "default" else 1500], ways):  # noqa: B905
-        rows = build(steps, Book.objects.using(using))
-        if rows is not None:
-            for query in compiling(lambda rows=rows, way=way: way(rows)):
-                comparison.add(query)
-    assert comparison.met_again > 10
+    kinds = itertools.cycle([Book, Book, Book, CheapBook, ItalianRestaurant, CompositeKey, Author])
+    for one, two in pairs:
+        way, kind = next(ways), next(kinds)
+        for steps in ((one, two), (two, one)):
+            rows = build(steps, kind.objects.using(using))
+            if rows is not None:
+                for query in compiling(lambda rows=rows, way=way: way(rows)):
+                    comparison.add(query)
+    assert comparison.met_again > 100
 
 
 @pytest.mark.django_db
@@ -567,7 +572,7 @@ def test_templates_of_any_query_serve_any_other(
         steps = choice.choices(STEPS, k=choice.randint(0, 3))
         way = choice.choice(list(WAYS.values()))
         rows = build(steps, Book.objects.all())
-        if rows is not None and "?" not in rows.query.order_by:
+        if rows is not None and not {"?", Random()}.intersection(rows.query.order_by):
             asked.append(lambda rows=rows, way=way: way(rows.all()))
     with ormcache.disabled():
         truth = [(ask, read(ask)) for ask in asked]
@@ -656,14 +661,16 @@ def test_what_was_not_loaded_is_deferred(
         assert found[0].pages == 0
 
 
-@on_databases("default", transaction=True)
-def test_peers_are_fetched_together(cached: Watch, using: str, template_of_another: Any) -> None:
-    if django.VERSION < (6, 1):
-        return
-    rows = Book.objects.fetch_mode(models.FETCH_PEERS).order_by("pk")
-    found = template_of_another(lambda title: list(rows.filter(title=title)))
-    with cached.expect("miss"):
-        assert {book.author.name for book in found} == {"a", "b"}
+if django.VERSION >= (6, 1):
+
+    @on_databases("default", transaction=True)
+    def test_peers_are_fetched_together(
+        cached: Watch, using: str, template_of_another: Any
+    ) -> None:
+        rows = Book.objects.fetch_mode(models.FETCH_PEERS).order_by("pk")
+        found = template_of_another(lambda title: list(rows.filter(title=title)))
+        with cached.expect("miss"):
+            assert {book.author.name for book in found} == {"a", "b"}
 
 
 @on_databases("default", transaction=True)
@@ -950,10 +957,9 @@ def test_an_answer_from_other_tables_than_the_templates_is_not_stored(
 
 
 @on_databases("default", transaction=True)
-def test_a_first_query_that_has_no_identity_spoils_the_shape_for_none(
+def test_a_first_query_that_fails_or_is_empty_spoils_the_shape_for_none(
     cached: Watch, using: str, shelves: None
 ) -> None:
-    """Whether a query leaves a template depends on its text, not on its values."""
     with pytest.raises(ValueError, match="must be True or False"):
         list(Book.objects.filter(publisher__isnull=1))
     assert list(Book.objects.filter(pages__lt=-(2**63) - 1)) == []

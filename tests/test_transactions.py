@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 from django import db
+from django.core.exceptions import FieldError
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Sum
+from django.db.models import F, Sum, Value
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, TestCase
 from django.urls import path
 
 import ormcache
 from ormcache import counters, transactions
+from ormcache.conf import current
 from ormcache.exceptions import CacheError, CacheUnreachable
 from tests import servers
 from tests.factories import AuthorFactory, BookFactory
@@ -989,9 +991,11 @@ def test_an_uncommitted_row_that_a_transaction_reads_is_served_to_nobody(
         update(using)
         with session(using, **({"OPTIONS": options} if options else {})):
             execute(using, statements[way])
-            assert names() == [NEW]
-            with transaction.atomic(using):
+            why = "reads uncommitted rows" if way == "option" else SESSION
+            with cached.expect(why, why):
                 assert names() == [NEW]
+                with transaction.atomic(using):
+                    assert names() == [NEW]
         with session(using):
             assert cached.warm(names) == [OLD]
         transaction.set_rollback(True, using)
@@ -1262,6 +1266,85 @@ def test_a_session_that_uses_another_database_is_not_cached(
     finally:
         execute(using, "DROP DATABASE tests_other")
     assert names() == [OLD]
+
+
+# --- announcements that are sent ahead ---------------------------------------------------------
+
+on_redis = on_pairs(("postgresql", "redis"), transaction=True)
+
+
+@pytest.fixture
+def announced(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author
+) -> list[str]:
+    """What the store is told of commits from now on."""
+    return record_calls(monkeypatch, store_of(using), "start_arm", "arm", "finish")
+
+
+class Slow(Value):
+    """A value that takes half of the lease to compile."""
+
+    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(current().LEASE / 2)
+        return super().as_sql(*args, **kwargs)
+
+
+@on_redis
+def test_an_autocommit_statement_is_announced_while_it_is_compiled(
+    cached: Watch, using: str, names: Names, announced: list[str]
+) -> None:
+    update(using)
+    assert announced == ["start_arm", "finish"]
+    assert cached.warm(names) == [NEW]
+
+
+@on_redis
+def test_a_statement_that_is_announced_and_never_sent_leaves_nothing_behind(
+    cached: Watch, using: str, names: Names, announced: list[str]
+) -> None:
+    assert Author.objects.using(using).filter(pk__in=[]).update(name=NEW) == 0
+    with pytest.raises(FieldError):
+        Author.objects.using(using).update(name=F("no_such_field"))
+    assert "arm" not in announced
+    assert announced.count("start_arm") == announced.count("finish")
+    assert cached.warm(names) == [OLD]
+
+
+@on_redis
+def test_a_statement_that_takes_long_to_compile_is_announced_again(
+    cached: Watch, using: str, names: Names, announced: list[str]
+) -> None:
+    Author.objects.using(using).update(name=Slow(NEW))
+    assert announced == ["start_arm", "arm", "finish"]
+    assert cached.warm(names) == [NEW]
+
+
+@on_redis
+def test_an_announcement_that_was_lost_on_its_way_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    names: Names,
+    announced: list[str],
+) -> None:
+    def lose() -> None:
+        raise CacheError("connection reset")
+
+    monkeypatch.setattr(store_of(using), "start_arm", lambda *args: lose)
+    update(using)
+    assert announced == ["arm", "finish"]
+    assert cached.warm(names) == [NEW]
+
+
+@on_redis
+def test_in_a_transaction_nothing_is_announced_before_the_commit(
+    cached: Watch, using: str, names: Names, announced: list[str]
+) -> None:
+    with transaction.atomic(using):
+        update(using)
+        AuthorFactory.build(name="another").save(using=using)
+        assert announced == []
+    assert announced == ["arm", "finish"]
 
 
 # --- is the outcome known? ---------------------------------------------------------------------
