@@ -272,36 +272,22 @@ def execute_sql(
         _report(compiler, "skip", reason)
         return original(compiler, result_type, chunked_fetch, chunk_size)
     try:
-        plan = make_plan(compiler, result_type, state, route, settings)
-        try:
-            check_access(connection)
-        except Exception:
-            # For a query that cannot have rows, Django does without a connection.
-            complete(compiler, plan, settings)
-            raise
+        plan = _planned(compiler, result_type, state, route, settings)
         if plan.reason is not None:
             _report(compiler, "skip", plan.reason, plan)
             return _run(original, compiler, plan, result_type, chunk_size)
-        lookup = look_up(route, plan)
-        if lookup.entry is not None:
-            try:
-                result = codec.decode(lookup.entry)
-            except Corrupt:
-                counters.count_read(route.alias, plan.tables, "corrupt")
-            else:
-                if plan.template is not None:
-                    plan.template.restore(compiler)
-                _report(compiler, "hit", None, plan)
-                if result_type == MULTI:
-                    return codec.chunks(result, chunk_size)
-                return result.rows[0] if result.rows else None
-        plan = complete(compiler, plan, settings)
+        lookup, plan, result = _ask(compiler, plan, route, settings)
     except EmptyResultSet:
         return iter([]) if result_type == MULTI else None
+    if result is not None:
+        _report(compiler, "hit", None, plan)
+        if result_type == MULTI:
+            return codec.chunks(result, chunk_size)
+        return result.rows[0] if result.rows else None
+    answer = _run(original, compiler, plan, result_type, chunk_size)
     if lookup.vector is None:
         _report(compiler, "skip", lookup.reason, plan)
-        return _run(original, compiler, plan, result_type, chunk_size)
-    answer = _run(original, compiler, plan, result_type, chunk_size)
+        return answer
     # The statement may have been the first on a new connection: now its isolation is known.
     reason = (
         plan.reason
@@ -310,6 +296,58 @@ def execute_sql(
     )
     _report(compiler, "miss", reason, plan)
     return answer
+
+
+def _planned(
+    compiler: Any, result_type: str, state: ConnectionState, route: Route, settings: Settings
+) -> Plan:
+    """:func:`make_plan`, and what Django raises for a query that must not be asked here."""
+    plan = make_plan(compiler, result_type, state, route, settings)
+    try:
+        check_access(compiler.connection)
+    except Exception:
+        # For a query that cannot have rows, Django does without a connection.
+        complete(compiler, plan, settings)
+        raise
+    return plan
+
+
+def _ask(
+    compiler: Any, plan: Plan, route: Route, settings: Settings
+) -> tuple[Lookup, Plan, codec.Result | None]:
+    """Look the query up; if it is not there, also compile it.
+
+    Raises EmptyResultSet for a query that cannot have rows.
+    """
+    template = plan.template
+    if template is not None and template.missed:
+        # Likely to miss again: compile it while the cache answers.
+        wait = start_look_up(route, plan)
+        try:
+            plan = complete(compiler, plan, settings)
+        finally:
+            lookup = wait()
+        result = _decoded(lookup, plan, route)
+    else:
+        lookup = look_up(route, plan)
+        result = _decoded(lookup, plan, route)
+        if result is None:
+            plan = complete(compiler, plan, settings)
+        elif template is not None:
+            template.restore(compiler)
+    if template is not None:
+        template.missed = result is None
+    return lookup, plan, result
+
+
+def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
+    if lookup.entry is None:
+        return None
+    try:
+        return codec.decode(lookup.entry)
+    except Corrupt:
+        counters.count_read(route.alias, plan.tables, "corrupt")
+        return None
 
 
 def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
@@ -329,17 +367,36 @@ def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
     )
 
 
+_UNREACHABLE = Lookup(None, None, Reason.CACHE_UNREACHABLE)
+
+
 def look_up(route: Route, plan: Plan) -> Lookup:
     """Ask the store; a cache that does not answer is as one that has nothing."""
-    store, breaker = route.store, route.breaker
-    if store is None or not breaker.allows():
-        return Lookup(None, None, Reason.CACHE_UNREACHABLE)
+    store = route.store
+    if store is None or not route.breaker.allows():
+        return _UNREACHABLE
+    return _answered(route, lambda: store.read(route.namespace, plan.key, plan.tables))
+
+
+def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
+    """Send the question of :func:`look_up`; the function returned waits for the answer.
+
+    Call it in any case.
+    """
+    store = route.store
+    if store is None or not route.breaker.allows():
+        return lambda: _UNREACHABLE
+    wait = store.start_read(route.namespace, plan.key, plan.tables)
+    return lambda: _answered(route, wait)
+
+
+def _answered(route: Route, question: Callable[[], Lookup]) -> Lookup:
     try:
-        lookup = store.read(route.namespace, plan.key, plan.tables)
+        lookup = question()
     except CacheError:
-        breaker.failed()
-        return Lookup(None, None, Reason.CACHE_UNREACHABLE)
-    breaker.succeeded()
+        route.breaker.failed()
+        return _UNREACHABLE
+    route.breaker.succeeded()
     return lookup
 
 

@@ -35,6 +35,7 @@ from ormcache.stores.base import new_nonce
 
 _T = TypeVar("_T")
 _ATTRIBUTE = "_ormcache"
+_ATTEMPTS = 3
 
 
 class ConnectionState:
@@ -368,12 +369,13 @@ class Bracket:
         return self._is_fresh()
 
     def _arm_in_time(self, store: Store, intent: str) -> None:
-        while True:
+        for _ in range(_ATTEMPTS):
             self._begun = time.monotonic()
             store.arm(self._route.namespace, intent, self._tables)
             # Paused meanwhile, the process may have outlived its own intent.
             if self._is_fresh():
                 return
+        raise CacheError("it takes longer to answer than a third of a lease")
 
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._begun < self._lease / 3

@@ -54,6 +54,15 @@ class Store(abc.ABC):
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
         """Look an entry up; in one round trip where the cache can."""
 
+    def start_read(
+        self, namespace: str, entry: str, tables: Sequence[str]
+    ) -> Callable[[], Lookup]:
+        """Begin what :meth:`read` does; the function returned waits for the answer.
+
+        Call it in any case. It raises CacheError, this method does not.
+        """
+        return lambda: self.read(namespace, entry, tables)
+
     @abc.abstractmethod
     def fill(
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None

@@ -197,8 +197,8 @@ class Channels:
         self._idle.append(channel)
         return result
 
-    def start(self, command_for: Callable[[Channel], bytes]) -> Callable[[], None]:
-        """Send a command now; the function returned waits for its answer.
+    def start(self, command_for: Callable[..., bytes], *args: Any) -> Callable[[], Any]:
+        """Send ``command_for(channel, *args)`` now; the function returned waits for its answer.
 
         Both raise CacheError. The function must be called, or the channel is lost.
         """
@@ -207,22 +207,23 @@ class Channels:
         except IndexError:
             raise CacheError("there is no idle channel") from None
         try:
-            channel.post(command_for(channel))
+            channel.post(command_for(channel, *args))
         except BaseException as error:
             channel.close()
             if not isinstance(error, Exception):
                 raise
             raise _cache_error(error) from error
 
-        def wait() -> None:
+        def wait() -> Any:
             try:
-                channel.receive()
+                answer = channel.receive()
             except BaseException as error:
                 channel.close()
                 if not isinstance(error, Exception):
                     raise
                 raise _cache_error(error) from error
             self._idle.append(channel)
+            return answer
 
         return wait
 

@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from ormcache.conf import current
+from ormcache.exceptions import CacheError, CacheTimeout
 from ormcache.reasons import Reason
 from ormcache.stores.base import EVERYTHING, Lookup, Store, new_nonce
 from ormcache.stores.channels import Channel, Channels, bulk, pack
@@ -68,6 +69,17 @@ class _Parts(NamedTuple):
     """What the keys of the namespace begin with."""
 
 
+def _lookup(answer: Any) -> Lookup:
+    """What the answer of the read script says."""
+    if type(answer) is bytes:
+        vector, _, payload = answer.partition(b"|")
+        return Lookup(payload, vector.decode())
+    if len(answer) == 1:
+        return Lookup(None, answer[0].decode().rstrip("|"))
+    kind = Reason.QUARANTINE if answer[1] == b"quarantine" else Reason.BUSY
+    return Lookup(None, None, kind, max(0, answer[2]) / 1000)
+
+
 class RedisStore(Store):
     """See the module."""
 
@@ -113,33 +125,49 @@ class RedisStore(Store):
     # --- reading ---------------------------------------------------------------------------
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
-        answer = self._channels.run(self._ask, namespace, entry, tuple(tables))
-        if type(answer) is bytes:
-            vector, _, payload = answer.partition(b"|")
-            return Lookup(payload, vector.decode())
-        if len(answer) == 1:
-            return Lookup(None, answer[0].decode().rstrip("|"))
-        kind = Reason.QUARANTINE if answer[1] == b"quarantine" else Reason.BUSY
-        return Lookup(None, None, kind, max(0, answer[2]) / 1000)
+        return _lookup(self._channels.run(self._ask, namespace, entry, tuple(tables)))
+
+    def start_read(
+        self, namespace: str, entry: str, tables: Sequence[str]
+    ) -> Callable[[], Lookup]:
+        names = tuple(tables)
+        try:
+            started = self._channels.start(self._question, namespace, entry, names)
+        except CacheError:
+            return lambda: self.read(namespace, entry, names)
+
+        def wait() -> Lookup:
+            try:
+                answer = started()
+            except CacheTimeout:
+                raise
+            except CacheError:
+                # The socket had gone bad: once more, on a new one.
+                return self.read(namespace, entry, names)
+            return _lookup(answer)
+
+        return wait
 
     def _ask(self, channel: Channel, namespace: str, entry: str, tables: tuple[str, ...]) -> Any:
+        return channel.call(self._question(channel, namespace, entry, tables))
+
+    def _question(
+        self, channel: Channel, namespace: str, entry: str, tables: tuple[str, ...]
+    ) -> bytes:
         parts = self._parts(namespace, channel, tables)
         key = parts.prefix + b"e:" + entry.encode()
         nonce = new_nonce().encode()
         lease = b"%d" % (current().LEASE * 1000)
         # bulk(), written out: this is the path of a hit.
-        return channel.call(
-            b"%s$%d\r\n%s\r\n%s$%d\r\n%s\r\n$%d\r\n%s\r\n"
-            % (
-                parts.read,
-                len(key),
-                key,
-                parts.after_entry,
-                len(nonce),
-                nonce,
-                len(lease),
-                lease,
-            )
+        return b"%s$%d\r\n%s\r\n%s$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
+            parts.read,
+            len(key),
+            key,
+            parts.after_entry,
+            len(nonce),
+            nonce,
+            len(lease),
+            lease,
         )
 
     def fill(
@@ -162,9 +190,7 @@ class RedisStore(Store):
 
     def start_arm(self, namespace: str, intent: str, tables: Sequence[str]) -> Callable[[], None]:
         names = tuple(tables)
-        return self._channels.start(
-            lambda channel: self._command(channel, "arm", namespace, intent, names)
-        )
+        return self._channels.start(self._command, "arm", namespace, intent, names)
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         self._channels.run(self._change, False, "finish", namespace, intent, tuple(tables))
