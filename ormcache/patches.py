@@ -42,7 +42,7 @@ _installed: list[_Patch] = []
 # --- hooks ---------------------------------------------------------------------------------
 
 
-def _execute_sql(original: _Hook, compiler: Any, *args: Any, **kwargs: Any) -> Any:
+def _execute_sql(original: _Hook, compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     # SQLDeleteCompiler inherits execute_sql(), the other two call it.
     if isinstance(compiler, _WRITERS):
         return writes.compiling(original, compiler, *args, **kwargs)
@@ -55,7 +55,7 @@ def _get_from_clause(original: _Hook, compiler: Any) -> Any:
     return clause
 
 
-def _save_table(original: _Hook, instance: Any, *args: Any, **kwargs: Any) -> Any:
+def _save_table(original: _Hook, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
     # With select_on_save it asks whether the row exists.
     return reads.feeding(writes.saving, original, instance, *args, **kwargs)
 
@@ -66,7 +66,7 @@ def _getattr(original: _Hook, wrapper: Any, name: str) -> Any:
 
 
 def _set_autocommit(
-    original: _Hook, connection: Any, autocommit: bool, *args: Any, **kwargs: Any
+    original: _Hook, connection: Any, /, autocommit: bool, *args: Any, **kwargs: Any
 ) -> None:
     transactions.set_autocommit(
         lambda: original(connection, autocommit, *args, **kwargs), connection, autocommit
@@ -84,7 +84,7 @@ def _on_connection(hook: Callable[[Callable[[], None], Any], None]) -> _Hook:
 _MANAGER_METHODS = ("add", "set", "remove", "clear", "get_or_create", "update_or_create")
 
 
-def _related_manager(original: _Hook, *args: Any, **kwargs: Any) -> Any:
+def _related_manager(original: _Hook, /, *args: Any, **kwargs: Any) -> Any:
     """Django makes the class of a related manager by a function; wrap what it makes."""
     manager = original(*args, **kwargs)
     for name in _MANAGER_METHODS:

@@ -86,7 +86,7 @@ class _Feeding(threading.local):
 _feeding = _Feeding()
 
 
-def feeding(original: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+def feeding(original: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
     """Run a function of Django whose reads decide what it writes: they ask the database."""
     _feeding.depth += 1
     try:
@@ -248,6 +248,7 @@ def _connects(connection: Any) -> Callable[..., Any] | None:
 def execute_sql(
     original: _Original,
     compiler: Any,
+    /,
     result_type: str | None = MULTI,
     chunked_fetch: bool = False,
     chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
@@ -267,6 +268,7 @@ def execute_sql(
     elif route.store is None:
         reason = Reason.NO_CACHE
     else:
+        transactions.prepare_session(connection)
         reason = transactions.why_not_read(connection, state)
     if reason is not None:
         _report(compiler, "skip", reason)

@@ -90,7 +90,8 @@ class Reason(str, enum.Enum):
     )
     SNAPSHOT = (
         "snapshot transaction",
-        "The transaction reads from a snapshot (REPEATABLE READ and above, or SQLite).",
+        "The transaction reads from a snapshot (REPEATABLE READ and above, or SQLite), or a "
+        "cursor of this SQLite connection has rows left.",
     )
     LOCKED = (
         "transaction holds locks",

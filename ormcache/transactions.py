@@ -16,15 +16,19 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from django import db
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.signals import connection_created
+from django.dispatch import Signal
 
 from ormcache import counters
 from ormcache.conf import Settings, current
+from ormcache.cursors import LiveCursors
 from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
 from ormcache.reasons import Reason
@@ -46,6 +50,7 @@ class ConnectionState:
         "_route",
         "dirty",
         "expected",
+        "live_cursors",
         "manual",
         "migrating",
         "path_in_doubt",
@@ -82,6 +87,8 @@ class ConnectionState:
         self.takes_snapshots: bool | None = None
         """Whether transactions read from a snapshot though Django's settings do not say so."""
         self.migrating = False
+        self.live_cursors = LiveCursors()
+        """SQLite's cursors that have rows left."""
 
     def ended(self) -> None:
         """The transaction is over."""
@@ -120,9 +127,11 @@ def in_transaction(connection: Any, state: ConnectionState) -> bool:
         return True
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
-    if connection.vendor == "mysql" and not connection.connection.get_autocommit():
-        # SET autocommit = 0 outlasts COMMIT; the server tells the driver with each answer.
-        return True
+    if connection.vendor == "mysql":
+        # SET autocommit = 0 outlasts COMMIT; the server tells mysqlclient with each answer.
+        get_autocommit = getattr(connection.connection, "get_autocommit", None)
+        if get_autocommit is not None and not get_autocommit():
+            return True
     return not connection.autocommit
 
 
@@ -139,11 +148,48 @@ def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
         return Reason.READ_UNCOMMITTED
     if state.session is not None:
         return state.session
-    if state.path_in_doubt:
+    if state.path_in_doubt or connection.alias in _shared_sessions:
         return Reason.SESSION
+    if state.live_cursors:
+        return Reason.SNAPSHOT
     if not in_transaction(connection, state):
         return None
+    if connection.vendor == "postgresql" and _is_aborted(connection):
+        return Reason.BROKEN_TRANSACTION
     return state.until_end or _isolation(connection, state)
+
+
+def _is_aborted(connection: Any) -> bool:
+    """Whether an error has aborted the transaction, which Django's flags may not show.
+
+    The next statement fails, and COMMIT would roll back; a hit must not hide that. libpq knows
+    without asking the server: 3 is PQTRANS_INERROR.
+    """
+    info = getattr(connection.connection, "info", None)
+    return getattr(info, "transaction_status", None) == 3
+
+
+def prepare_session(connection: Any) -> None:
+    """Connect, if a receiver of ``connection_created`` may then alter the session.
+
+    A search path, a role or a variable of row-level security decides what a query sees: the
+    answer must not be looked up before it is known. Raises what connecting raises.
+    """
+    if connection.connection is None and any(
+        not getattr(receiver, "__module__", "").startswith("django.")
+        for receiver in _receivers(connection_created)
+    ):
+        connection.ensure_connection()
+
+
+def _receivers(signal: Signal) -> Iterator[object]:
+    for _, reference, *_ in signal.receivers:
+        is_weak = isinstance(reference, weakref.ReferenceType)
+        yield reference() if is_weak else reference
+
+
+_shared_sessions: set[str] = set()
+"""Aliases with a pool that has got back a session that was altered by SQL."""
 
 
 def _mysql_isolation(connection: Any) -> str | None:
@@ -572,9 +618,14 @@ def close(original: Callable[[], None], connection: Any) -> None:
 
     Not left to connect(): a read is looked up before it may have to connect.
     """
+    state = state_of(connection)
+    was_altered = state.session is not None or state.search_path or state.path_in_doubt
+    if was_altered and (connection.settings_dict.get("OPTIONS") or {}).get("pool"):
+        # The pool hands the session on as it is, and nobody can tell to whom.
+        _shared_sessions.add(connection.alias)
     original()
     if connection.connection is None:
-        state_of(connection).connected()
+        state.connected()
 
 
 def connect(original: Callable[[], None], connection: Any) -> None:

@@ -15,6 +15,7 @@ from django.db.models.sql.compiler import SQLDeleteCompiler
 
 from ormcache import engines, functions, relations, sql, tables, transactions
 from ormcache.conf import Settings, current
+from ormcache.cursors import FETCHES
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
 from ormcache.sql import Kind
@@ -162,23 +163,38 @@ def _passed_on(statement: sql.Statement, settings: Settings) -> Mapping[str, Ite
 # --- the cursor's methods ------------------------------------------------------------------
 
 
-def execute(original: Callable[..., Any], wrapper: Any, text: Any, *args: Any) -> Any:
+def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``CursorWrapper.execute`` and ``executemany``."""
     connection = wrapper.db
+    if is_store_access():
+        return original(wrapper, *args, **kwargs)
+    text = args[0] if args else kwargs.get("sql", "")
     effect = effect_of(text, connection.vendor, wrapper.cursor)
-    if effect is _NOTHING or is_store_access():
-        return original(wrapper, text, *args)
-    return _apply(connection, effect, lambda: original(wrapper, text, *args))
+    if connection.vendor == "sqlite":
+        live = state_of(connection).live_cursors
+        return _apply(
+            connection,
+            effect,
+            lambda: live.execute(
+                wrapper,
+                lambda: original(wrapper, *args, **kwargs),
+                writes=bool(effect.kind & _WRITES),
+            ),
+        )
+    if effect is _NOTHING:
+        return original(wrapper, *args, **kwargs)
+    return _apply(connection, effect, lambda: original(wrapper, *args, **kwargs))
 
 
-def callproc(original: Callable[..., Any], wrapper: Any, name: str, *args: Any) -> Any:
+def callproc(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``CursorWrapper.callproc``: a procedure may write anything unless it is declared."""
+    name = args[0] if args else kwargs.get("procname", "")
     procedure = sql.fold(name.rpartition(".")[2])
     if procedure in {sql.fold(declared) for declared in current().WRITES}:
         effect = _write_to(procedure)
     else:
         effect = Effect(Kind.UNNAMED_WRITE, frozenset({EVERYTHING}))
-    return _apply(wrapper.db, effect, lambda: original(wrapper, name, *args))
+    return _apply(wrapper.db, effect, lambda: original(wrapper, *args, **kwargs))
 
 
 def _write_to(name: str) -> Effect:
@@ -186,8 +202,12 @@ def _write_to(name: str) -> Effect:
 
 
 def driver_method(wrapper: Any, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of the driver's cursor that executes SQL past ``CursorWrapper.execute``."""
-    return _DRIVER_METHODS[name](wrapper, method)
+    """A method of the driver's cursor, :data:`DRIVER_METHODS`, as ``CursorWrapper`` gives it."""
+    if name in _DRIVER_METHODS:
+        return _DRIVER_METHODS[name](wrapper, method)
+    if wrapper.db.vendor != "sqlite":
+        return method
+    return state_of(wrapper.db).live_cursors.fetch(wrapper, name, method)
 
 
 def _copy(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -280,7 +300,7 @@ _DRIVER_METHODS: dict[str, Callable[[Any, Callable[..., Any]], Callable[..., Any
     "copy_expert": _copy_expert,
     "copy_from": _copy_from,
 }
-DRIVER_METHODS = frozenset(_DRIVER_METHODS)
+DRIVER_METHODS = frozenset(_DRIVER_METHODS) | FETCHES
 """Names that ``CursorWrapper.__getattr__`` passes through to the driver."""
 
 
@@ -290,6 +310,7 @@ DRIVER_METHODS = frozenset(_DRIVER_METHODS)
 def saving(
     original: Callable[..., Any],
     instance: Any,
+    /,
     raw: bool = False,
     cls: Any = None,
     force_insert: bool = False,
@@ -308,7 +329,7 @@ def saving(
     return transactions.expecting(connections[using], _written(table, deletes=False), work)
 
 
-def compiling(original: Callable[..., Any], compiler: Any, *args: Any, **kwargs: Any) -> Any:
+def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
     return transactions.expecting(
         compiler.connection,
