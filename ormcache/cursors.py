@@ -7,6 +7,7 @@ statement are fetched at once, and while other rows are left the connection read
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +34,7 @@ class FetchedRows:
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         wanted = self.cursor.arraysize if size is None else size
-        return [row for row, _ in zip(self._rows, range(wanted), strict=False)]
+        return list(itertools.islice(self._rows, wanted))
 
     def fetchall(self) -> list[Any]:
         return list(self._rows)

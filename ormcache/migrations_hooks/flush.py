@@ -5,7 +5,8 @@ before and after. In between the migrating connection reads from the database; o
 go on, since each statement of a migration is announced like any other write.
 
 Django sends the signals once per app. Flushing each time is cheap, and needs no memory of
-migrations that failed and never came to their second signal.
+which signals were sent. After a migration that failed, its connection goes on reading from the
+database until it is closed or another migration succeeds.
 """
 
 from __future__ import annotations
