@@ -8,9 +8,10 @@ which all reads, writes and commits of every backend go.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Model, QuerySet
@@ -118,6 +119,16 @@ _HOOKS: tuple[tuple[Any, str, _Hook], ...] = (
 )
 
 
+def hooks() -> Iterator[tuple[Any, str, _Hook]]:
+    """What is wrapped: where, its name and by what."""
+    yield from _HOOKS
+    if apps.is_installed("django.contrib.contenttypes"):
+        # Not importable without the app, for it has models.
+        from django.contrib.contenttypes import fields
+
+        yield fields, "create_generic_related_manager", _related_manager
+
+
 # --- installing ----------------------------------------------------------------------------
 
 
@@ -137,7 +148,7 @@ def install() -> None:
     if _installed:
         return
     reads.remember_pristine(BaseDatabaseWrapper.ensure_connection)
-    for owner, name, hook in _HOOKS:
+    for owner, name, hook in hooks():
         original = vars(owner)[name]
         replacement = _wrap(original, hook)
         setattr(owner, name, replacement)

@@ -12,9 +12,10 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.template import Context, Engine
 
 from ormcache import patches
+from tests import factories
 from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.marks import on_databases
-from tests.models import Author, Tag
+from tests.models import Author, Comment, Tag
 from tests.watching import Watch
 
 on_default = on_databases("default", transaction=True)
@@ -25,7 +26,7 @@ HOOKED = [
 
 def hooked() -> dict[tuple[Any, str], Any]:
     """What Django's classes hold where ormcache puts its hooks."""
-    return {(owner, name): vars(owner)[name] for owner, name, _ in patches._HOOKS}
+    return {(owner, name): vars(owner)[name] for owner, name, _ in patches.hooks()}
 
 
 def names() -> list[str]:
@@ -241,3 +242,17 @@ def test_what_a_related_manager_asks_before_it_writes_is_asked_of_the_database(
     cached.clear()
     book.tags.set([tag])
     assert set(cached.outcomes) == {"feeds a write"}
+
+
+@on_databases("postgresql", transaction=True)
+def test_what_the_manager_of_a_generic_relation_asks_is_asked_of_the_database(
+    cached: Watch, using: str
+) -> None:
+    with factories.using(using):
+        book = BookFactory()
+    comment = Comment.objects.using(using).create(text="good", subject=book)
+    cached.clear()
+    book.comments.set([comment])
+    # The content type is looked up on the way, which Django keeps.
+    assert "feeds a write" in cached.outcomes
+    assert {read.outcome for read in cached.reads if "tests_comment" in read.tables} <= {"skip"}
