@@ -576,6 +576,9 @@ def test_templates_of_any_query_serve_any_other(
             asked.append(lambda rows=rows, way=way: way(rows.all()))
     with ormcache.disabled():
         truth = [(ask, read(ask)) for ask in asked]
+        # Some that fail do not fail alike each time, with Django alone.
+        truth = [(ask, answer) for ask, answer in truth if read(ask) == answer]
+    assert len(truth) > 450
     for _ in range(2):
         choice.shuffle(truth)
         for ask, answer in truth:
