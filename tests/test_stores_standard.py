@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.models import Author
 from tests.servers import MemcachedServer
 from tests.watching import Watch
 
+# The namespace; another for each test, see `store`.
 SPACE = "space"
 TABLES = ("a", "b")
 ALL = ("locmem", "filebased", "memcached", "redis", "django_redis", "django_valkey")
@@ -30,9 +32,10 @@ ALL = ("locmem", "filebased", "memcached", "redis", "django_redis", "django_valk
 
 @pytest.fixture
 def store(cache: str) -> Iterator[Store]:
-    caches[cache].clear()
+    """With nothing in it. Not by clear(): other tests use the same Memcached at this moment."""
+    global SPACE
+    SPACE = f"space-{uuid.uuid4().hex}"
     yield StandardStore(cache)
-    caches[cache].clear()
 
 
 def fill(store: Store, payload: bytes, entry: str = "entry", tables: Any = TABLES) -> str:
