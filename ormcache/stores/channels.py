@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -50,8 +49,8 @@ class Channel:
         if info.get(b"role") != b"master":
             raise CacheError("the server is a replica, which cannot vouch for anything")
         self.replid: bytes = info[b"master_replid"]
-        identity = info[b"run_id"] + self.replid
-        self.incarnation = hashlib.blake2b(identity, digest_size=8).hexdigest()
+        # In a form that any language can make: other programs write to these keys, too.
+        self.incarnation = (info[b"run_id"][:16] + self.replid[:16]).decode()
         self.sha: dict[str, bytes] = {
             name: self.call(pack(b"SCRIPT", b"LOAD", _flags(info) + text.encode()))
             for name, text in scripts.items()
