@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -19,7 +19,9 @@ from django.core.cache.backends.memcached import BaseMemcachedCache
 from django.db import connections
 
 from ormcache import conf, sql
-from ormcache.routers.namespaces import namespace
+from ormcache.exceptions import SettingsError
+from ormcache.routers import groups
+from ormcache.routers.namespaces import cache_alias_of, group_namespace, identity
 from ormcache.stores import strict_store
 
 _RIVALS = {"cachalot": "E006", "cacheops": "E007"}
@@ -44,8 +46,21 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
         for alias in sorted(_cache_aliases(settings)):
             if alias in django_settings.CACHES:
                 found += _cache(alias, settings)
+    try:
+        primaries = groups.primaries(settings)
+    except SettingsError as error:
+        found.append(
+            _error(
+                "E012",
+                str(error),
+                "Look at PRIMARY in ORMCACHE['DATABASES'] and at TEST['MIRROR'] in DATABASES.",
+            )
+        )
+        return found
+    found += _groups(primaries, settings)
+    if settings.ENABLED:
         found += _shared_databases(settings)
-        found += _replicas(settings)
+        found += _undeclared_replicas(primaries, settings)
     return found
 
 
@@ -236,48 +251,86 @@ def _ignored_exceptions(alias: str, is_strict: bool) -> Iterator[checks.CheckMes
         )
 
 
+def _groups(
+    primaries: Mapping[str, str], settings: conf.Settings
+) -> Iterator[checks.CheckMessage]:
+    for alias, primary in primaries.items():
+        replica: Any = connections[alias]
+        if replica.vendor != connections[primary].vendor:
+            yield _error(
+                "E013",
+                f"The database alias {alias!r} is declared to be a replica of {primary!r}, but "
+                f"they are databases of different kinds ({replica.vendor} and "
+                f"{connections[primary].vendor}).",
+                f"Leave out the PRIMARY of {alias!r}, or name the alias that it replicates.",
+            )
+            continue
+        database = settings.DATABASES.get(alias) or conf.DatabaseSettings()
+        tells = replica.vendor in ("postgresql", "mysql") or _is_one_database(alias, primary)
+        if database.ENABLED and database.MAX_LAG is None and not tells:
+            yield _warning(
+                "W010",
+                f"Nothing tells how far the replica {alias!r} ({replica.vendor}) is behind "
+                f"{primary!r}, so nothing that is read from it is stored.",
+                f"Declare ORMCACHE['DATABASES'][{alias!r}]['MAX_LAG'], in seconds.",
+            )
+    for alias, database in sorted(settings.DATABASES.items()):
+        if database.MAX_LAG is not None and alias not in primaries and alias in connections:
+            yield _warning(
+                "W011",
+                f"ORMCACHE['DATABASES'][{alias!r}] has a MAX_LAG, but {alias!r} is no replica.",
+                f"Say of which alias it is: ORMCACHE['DATABASES'][{alias!r}]['PRIMARY'].",
+            )
+
+
+def _is_one_database(one: str, other: str) -> bool:
+    """Whether two aliases lead to one server: then there is no lag."""
+    return identity(connections[one]) == identity(connections[other])
+
+
 def _shared_databases(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Aliases of one database must share a cache, or a write would reach one of them only."""
     seen: dict[str, tuple[str, str]] = {}
     for alias in connections:
         try:
-            space = namespace(connections[alias], settings.KEY_PREFIX)
+            space = group_namespace(connections[alias], settings)
         except KeyError:
             # An alias without a NAME is Django's to complain about.
             continue
-        database = settings.DATABASES.get(alias)
-        cache_alias = (database and database.CACHE_ALIAS) or settings.CACHE_ALIAS
+        cache_alias = cache_alias_of(alias, settings)
         other, other_cache = seen.setdefault(space, (alias, cache_alias))
         if other_cache != cache_alias:
             yield _error(
                 "E010",
-                f"The database aliases {other!r} and {alias!r} are the same database but use "
+                f"The database aliases {other!r} and {alias!r} have the same data but use "
                 f"the caches {other_cache!r} and {cache_alias!r}.",
                 "Give both the same CACHE_ALIAS in ORMCACHE['DATABASES'].",
             )
 
 
-def _replicas(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """A replica has registers of its own, which hear of no write."""
-    spaces: dict[str, str] = {}
+def _undeclared_replicas(
+    primaries: Mapping[str, str], settings: conf.Settings
+) -> Iterator[checks.CheckMessage]:
+    """An alias that is not known to be a replica hears of no write to its primary."""
     firsts: dict[tuple[str, str], str] = {}
     for alias in connections:
         connection: Any = connections[alias]
         name = str(connection.settings_dict.get("NAME") or "")
         if not name or connection.vendor == "sqlite":
             continue
-        spaces[alias] = namespace(connection, settings.KEY_PREFIX)
-        mirrored = (connection.settings_dict.get("TEST") or {}).get("MIRROR")
-        primary = firsts.setdefault((connection.vendor, name), alias)
-        if mirrored in spaces:
-            primary = mirrored
+        first = firsts.setdefault((connection.vendor, name), alias)
         database = settings.DATABASES.get(alias)
-        if spaces[alias] == spaces[primary] or (database is not None and not database.ENABLED):
+        if (
+            alias in primaries
+            or first in primaries
+            or _is_one_database(alias, first)
+            or (database is not None and not database.ENABLED)
+        ):
             continue
         yield _warning(
             "W008",
-            f"The database alias {alias!r} looks like a replica of {primary!r}: what is read "
+            f"The database alias {alias!r} looks like a replica of {first!r}: what is read "
             "through it is cached, and no write to the primary invalidates it.",
-            f"Set ORMCACHE['DATABASES'][{alias!r}] = {{'ENABLED': False}}, or silence "
+            f"Set ORMCACHE['DATABASES'][{alias!r}] = {{'PRIMARY': {first!r}}}, or silence "
             "ormcache.W008 if they are different databases.",
         )

@@ -42,7 +42,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _seconds(default: float) -> Any:
+def _seconds(default: float | None) -> Any:
     return _option(
         default,
         "a number of seconds above 0",
@@ -112,6 +112,8 @@ class DatabaseSettings:
     ENABLED: bool = _flag(True)
     CACHE_ALIAS: str | None = _text(None)
     TIMEOUT: float | Literal[Inherited.INHERITED] | None = _own_timeout()
+    PRIMARY: str | None = _text(None)
+    MAX_LAG: float | None = _seconds(None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from ormcache.questions import ask
 from ormcache.sql import fold
 
 _QUESTION = (
@@ -29,10 +30,8 @@ def without_transactions(connection: Any, namespace: str, tables: Collection[str
         return False
     found = _found.get(namespace)
     if found is None:
-        # The driver's own cursor: the user's query log and counters are not for our questions.
-        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
-            cursor.execute(_QUESTION)
-            found = _found[namespace] = frozenset(fold(name) for (name,) in cursor.fetchall())
+        found = frozenset(fold(name) for (name,) in ask(connection, _QUESTION))
+        _found[namespace] = found
     return not found.isdisjoint(tables)
 
 

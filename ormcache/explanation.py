@@ -10,7 +10,7 @@ from django.db import connections, models
 from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
-from ormcache import reads, transactions
+from ormcache import reads, replicas, transactions
 from ormcache.conf import current
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
@@ -104,7 +104,10 @@ def explain(
     if reason is not None:
         return _explanation(queryset.db, route, plan, reason)
     lookup = reads.look_up(route, plan)
-    reason = lookup.reason if lookup.vector is None else None
+    if lookup.vector is None:
+        reason = lookup.reason
+    elif lookup.entry is None:
+        reason = replicas.why_not_store(connection, state, route, plan.tables, lookup.vector)
     return _explanation(
         queryset.db, route, plan, reason, lookup.remaining, cached=lookup.entry is not None
     )

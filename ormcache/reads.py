@@ -13,7 +13,7 @@ from django.core.exceptions import EmptyResultSet
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
 from django.utils.asyncio import async_unsafe
 
-from ormcache import codec, counters, functions, keys, tables, transactions
+from ormcache import codec, counters, functions, keys, replicas, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
@@ -286,13 +286,16 @@ def execute_sql(
         if result_type == MULTI:
             return codec.chunks(result, chunk_size)
         return result.rows[0] if result.rows else None
-    answer = _run(original, compiler, plan, result_type, chunk_size)
     if lookup.vector is None:
+        answer = _run(original, compiler, plan, result_type, chunk_size)
         _report(compiler, "skip", lookup.reason, plan)
         return answer
+    behind = replicas.why_not_store(connection, state, route, plan.tables, lookup.vector)
+    answer = _run(original, compiler, plan, result_type, chunk_size)
     # The statement may have been the first on a new connection: now its isolation is known.
     reason = (
         plan.reason
+        or behind
         or transactions.why_not_read(connection, state)
         or _store(route, plan, lookup.vector, result_type, answer, settings)
     )

@@ -120,6 +120,17 @@ class Reason(str, enum.Enum):
         "The cache, or the record of a table in it, is new: writes that began before might "
         "still be on their way. It ends by itself, after one LEASE.",
     )
+    REPLICA_BEHIND = (
+        "replica behind",
+        "The replica has not yet replayed all that was committed before this read. Its answer is "
+        "given, as it would be without ormcache, but not stored. It ends by itself.",
+    )
+    REPLICA_UNKNOWN = (
+        "position of replica unknown",
+        "It cannot be told whether the replica has replayed all commits: the servers tell no "
+        "position, or the primary could not be asked just now. Where servers tell none, declare "
+        'ORMCACHE["DATABASES"][alias]["MAX_LAG"].',
+    )
     TOO_LARGE = (
         "result too large",
         'The result is larger than ORMCACHE["MAX_RESULT_BYTES"].',

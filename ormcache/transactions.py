@@ -31,8 +31,10 @@ from ormcache.conf import Settings, current
 from ormcache.cursors import LiveCursors
 from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
+from ormcache.questions import ask
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route, basis, route
+from ormcache.routers.positions import Position
 from ormcache.signals import tables_invalidated
 from ormcache.stores import EVERYTHING, Store, generation
 from ormcache.stores.base import new_nonce
@@ -55,6 +57,7 @@ class ConnectionState:
         "migrating",
         "path_in_doubt",
         "path_set_here",
+        "replayed",
         "search_path",
         "session",
         "takes_snapshots",
@@ -87,6 +90,8 @@ class ConnectionState:
         self.takes_snapshots: bool | None = None
         """Whether transactions read from a snapshot though Django's settings do not say so."""
         self.migrating = False
+        self.replayed: Position | None = None
+        """How far the replica behind this session was when it was last asked."""
         self.live_cursors = LiveCursors()
         """SQLite's cursors that have rows left."""
 
@@ -104,7 +109,7 @@ class ConnectionState:
 
     def route(self, connection: Any, settings: Settings) -> Route:
         """Where this connection's answers are kept."""
-        now = (settings, generation(), *basis(connection))
+        now = (settings, generation(), *basis(connection, settings))
         if self._route is None or now != self._basis:
             self._route, self._basis = route(connection, settings), now
         return self._route
@@ -223,12 +228,23 @@ def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
 def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | None:
     """Asked once per session: server, role and database may all set a stricter default."""
     if state.takes_snapshots is None and connection.connection is not None:
-        # The driver's own cursor: the user's query log and counters are not for our questions.
-        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
-            cursor.execute("SHOW default_transaction_isolation")
-            (level,) = cursor.fetchone()
+        ((level,),) = ask(connection, "SHOW default_transaction_isolation")
         state.takes_snapshots = level not in ("read committed", "read uncommitted")
     return Reason.SNAPSHOT if state.takes_snapshots else None
+
+
+def is_undisturbed(connection: Any, state: ConnectionState) -> bool:
+    """Whether a question of our own may be asked on ``connection`` without harm to the user's.
+
+    Not in a transaction that is broken, or that takes its snapshot from its first statement.
+    """
+    if connection.needs_rollback or connection.closed_in_transaction:
+        return False
+    if connection.connection is None or not in_transaction(connection, state):
+        return True
+    if connection.vendor == "postgresql" and _is_aborted(connection):
+        return False
+    return _isolation(connection, state) is None
 
 
 # --- tables that the cache was not told of -------------------------------------------------

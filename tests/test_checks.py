@@ -423,16 +423,81 @@ def test_w008_warns_of_what_looks_like_a_replica(check: Check, alias: Callable[.
     message = the_only(check())
     assert message.id == "ormcache.W008"
     assert "'replica' looks like a replica of 'primary'" in message.msg
-    assert "'ENABLED': False" in str(message.hint)
-    assert check(ormcache={"DATABASES": {"replica": {"ENABLED": False}}}) == []
+    assert "{'PRIMARY': 'primary'}" in str(message.hint)
+    for said in ({"PRIMARY": "primary"}, {"ENABLED": False}):
+        assert check(ormcache={"DATABASES": {"replica": said}}) == []
+    assert check(ormcache={"DATABASES": {"primary": {"PRIMARY": "replica"}}}) == []
 
 
 def test_w008_knows_djangos_own_word_for_a_replica(
     check: Check, alias: Callable[..., None]
 ) -> None:
     alias("primary", **postgresql("db1"))
-    alias("replica", **postgresql("db2", "shop_standby", TEST={"MIRROR": "primary"}))
-    assert ids(check()) == ["W008"]
+    alias("replica", **postgresql("db2", TEST={"MIRROR": "primary"}))
+    assert check() == []
+
+
+def test_e010_a_replica_must_use_the_cache_of_its_primary(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db2"))
+    replica = {"PRIMARY": "primary"}
+    databases = {"replica": {**replica, "CACHE_ALIAS": "second"}}
+    assert the_only(check(ormcache={"DATABASES": databases})).id == "ormcache.E010"
+    databases = {"replica": replica, "primary": {"CACHE_ALIAS": "second"}}
+    assert check(ormcache={"DATABASES": databases}) == []
+
+
+@pytest.mark.parametrize(
+    ("databases", "said"),
+    [
+        ({"replica": {"PRIMARY": "primry"}}, "'primry', which DATABASES does not have"),
+        ({"replica": {"PRIMARY": "replica"}}, "replicas of each other"),
+        (
+            {"replica": {"PRIMARY": "primary"}, "primary": {"PRIMARY": "replica"}},
+            "replicas of each other",
+        ),
+    ],
+)
+def test_e012_refuses_a_primary_that_is_none(
+    check: Check, alias: Callable[..., None], databases: dict[str, Any], said: str
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db2"))
+    message = the_only(check(ormcache={"DATABASES": databases}))
+    assert message.id == "ormcache.E012"
+    assert said in message.msg
+
+
+def test_e012_knows_a_wrong_mirror(check: Check, alias: Callable[..., None]) -> None:
+    alias("replica", **postgresql("db2", TEST={"MIRROR": "nobody"}))
+    assert ids(check()) == ["E012"]
+
+
+def test_e013_refuses_a_replica_of_another_kind_of_database(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("replica", **postgresql("db2"))
+    message = the_only(check(ormcache={"DATABASES": {"replica": {"PRIMARY": "default"}}}))
+    assert message.id == "ormcache.E013"
+    assert "(postgresql and sqlite)" in message.msg
+
+
+def test_w010_warns_where_nothing_tells_the_lag(check: Check, alias: Callable[..., None]) -> None:
+    alias("replica", ENGINE="django.db.backends.sqlite3", NAME="/nowhere/copy.sqlite3")
+    replica = {"PRIMARY": "default"}
+    message = the_only(check(ormcache={"DATABASES": {"replica": replica}}))
+    assert message.id == "ormcache.W010"
+    assert "['replica']['MAX_LAG']" in str(message.hint)
+    for said in ({"MAX_LAG": 5}, {"ENABLED": False}):
+        assert check(ormcache={"DATABASES": {"replica": {**replica, **said}}}) == []
+
+
+def test_w011_warns_of_a_lag_of_no_replica(check: Check) -> None:
+    message = the_only(check(ormcache={"DATABASES": {"default": {"MAX_LAG": 5}}}))
+    assert message.id == "ormcache.W011"
+    assert "['default']['PRIMARY']" in str(message.hint)
 
 
 def test_two_ways_to_one_database_are_no_replica(check: Check, alias: Callable[..., None]) -> None:

@@ -102,6 +102,8 @@ def test_the_reasons() -> None:
         "RAW": "raw()",
         "RAW_FRAGMENT": "extra() or RawSQL",
         "READ_UNCOMMITTED": "reads uncommitted rows",
+        "REPLICA_BEHIND": "replica behind",
+        "REPLICA_UNKNOWN": "position of replica unknown",
         "SELECT_FOR_UPDATE": "locks rows",
         "SESSION": "session was altered",
         "SNAPSHOT": "snapshot transaction",

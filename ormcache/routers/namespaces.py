@@ -1,7 +1,8 @@
 """From a connection to its namespace and its cache.
 
-A namespace stands for one physical database: its registers are shared by all aliases that lead
-there, so a write through any of them is seen by all, while the entries' keys hold the alias, too.
+A namespace stands for the data of one database: its registers are shared by all aliases that lead
+there, replicas included, so a write through any of them is seen by all, while the entries' keys
+hold the alias, too.
 The schema is part of the entries' keys and not of the namespace, because a table that several
 schemas share has to be invalidated in all of them.
 """
@@ -20,6 +21,7 @@ from django.core import mail
 from django.db import connections
 
 from ormcache.conf import DatabaseSettings, Inherited, Settings
+from ormcache.routers.groups import primary_of
 from ormcache.stores import Breaker, Store, breaker_for, store_for
 
 _RUN_VARIABLE = "ORMCACHE_TEST_RUN"
@@ -50,6 +52,10 @@ class Route:
     on_failure: Literal["raise", "open", "ignore"]
     context: tuple[object, ...]
     """What an answer depends on besides the SQL: part of every entry's key."""
+    lags_behind: str | None = None
+    """The alias of the primary, if this one reads from another server than that."""
+    max_lag: float | None = None
+    """By how many seconds at most, if that is declared."""
 
 
 def route(connection: Any, settings: Settings) -> Route:
@@ -59,12 +65,14 @@ def route(connection: Any, settings: Settings) -> Route:
     """
     alias = connection.alias
     database = settings.DATABASES.get(alias) or DatabaseSettings()
-    cache_alias = _cache_alias(alias, settings)
+    cache_alias = cache_alias_of(alias, settings)
+    primary = _primary_connection(connection, settings)
+    lags = primary is not connection and identity(primary) != identity(connection)
     is_enabled = settings.ENABLED and database.ENABLED
     timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
     return Route(
         alias=alias,
-        namespace=namespace(connection, settings.KEY_PREFIX),
+        namespace=namespace(primary, settings.KEY_PREFIX),
         cache_alias=cache_alias,
         store=_store(connection, cache_alias, settings),
         breaker=breaker_for(cache_alias),
@@ -73,7 +81,21 @@ def route(connection: Any, settings: Settings) -> Route:
         # Switched off, ormcache still tells other processes of writes, but never in the way.
         on_failure=settings.ON_CACHE_FAILURE if is_enabled else "ignore",
         context=(alias, *_driver(connection), *_session(connection)),
+        lags_behind=primary.alias if lags else None,
+        max_lag=database.MAX_LAG,
     )
+
+
+def _primary_connection(connection: Any, settings: Settings) -> Any:
+    """The connection that takes the writes which ``connection`` shows; itself for most."""
+    primary = primary_of(connection.alias, settings)
+    # Not connections[alias]: a copy of the connection may have been given another database.
+    return connection if primary == connection.alias else connections[primary]
+
+
+def group_namespace(connection: Any, settings: Settings) -> str:
+    """The name of the namespace that ``connection`` shares with its primary and replicas."""
+    return namespace(_primary_connection(connection, settings), settings.KEY_PREFIX)
 
 
 def _store(connection: Any, cache_alias: str, settings: Settings) -> Store | None:
@@ -85,34 +107,45 @@ def _store(connection: Any, cache_alias: str, settings: Settings) -> Store | Non
     """
     store = store_for(cache_alias, settings.CONSISTENCY)
     home = store.database() if store is not None else None
-    if home is not None and identity(connections[home]) == identity(connection):
+    if home is not None and _is_same_data(connections[home], connection, settings):
         return None
     return None if _has_another_cache(connection, cache_alias, settings) else store
 
 
 def _has_another_cache(connection: Any, cache_alias: str, settings: Settings) -> bool:
-    """Whether another alias of the same database uses another cache.
+    """Whether another alias of the same data uses another cache.
 
     Neither would hear of writes through the other, so that nothing may be cached at all.
     """
     if all(database.CACHE_ALIAS is None for database in settings.DATABASES.values()):
         return False
     return any(
-        _cache_alias(other, settings) != cache_alias
-        and identity(connections[other]) == identity(connection)
+        cache_alias_of(other, settings) != cache_alias
+        and _is_same_data(connections[other], connection, settings)
         for other in connections
     )
 
 
-def _cache_alias(alias: str, settings: Settings) -> str:
-    database = settings.DATABASES.get(alias)
-    return (database.CACHE_ALIAS if database is not None else None) or settings.CACHE_ALIAS
+def _is_same_data(one: Any, other: Any, settings: Settings) -> bool:
+    return group_namespace(one, settings) == group_namespace(other, settings)
 
 
-def basis(connection: Any) -> tuple[object, ...]:
+def cache_alias_of(alias: str, settings: Settings) -> str:
+    """The cache of a database alias; a replica that is given none has that of its primary."""
+    for name in (alias, primary_of(alias, settings)):
+        database = settings.DATABASES.get(name)
+        if database is not None and database.CACHE_ALIAS is not None:
+            return database.CACHE_ALIAS
+    return settings.CACHE_ALIAS
+
+
+def basis(connection: Any, settings: Settings) -> tuple[object, ...]:
     """What may change while a connection lives: its database, schema, time zone and process."""
+    primary = primary_of(connection.alias, settings)
     return (
         connection.settings_dict["NAME"],
+        # Of a replica in a test run: NAME changes when the test database has been made.
+        primary == connection.alias or connections[primary].settings_dict["NAME"],
         getattr(connection, "schema_name", None),
         connection.timezone,
         _process,

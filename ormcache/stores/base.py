@@ -27,7 +27,12 @@ class Lookup(NamedTuple):
     entry: bytes | None
     """The encoded result, if a valid one is stored; b"" for one that cannot be read."""
     vector: str | None = None
-    """What to store an answer under; None if the registers are not clean."""
+    """What to store an answer under; None if the registers are not clean.
+
+    The name of the entry and a text for each register, :data:`EVERYTHING` first and then the
+    tables as they were given, with semicolons between. The text changes whenever the register
+    does, and never comes back.
+    """
     reason: Reason | None = None
     """Why they are not clean: BUSY or QUARANTINE."""
     remaining: float = 0.0
