@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import sys
+import threading
 import uuid
 import zoneinfo
 from collections.abc import Callable, Sequence
@@ -61,11 +62,17 @@ def _load_big_integer(code: int, data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
-def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(
-        value, default=_dump_big_integer, strict_types=True, unicode_errors="surrogatepass"
-    )
-    return packed
+class _Packer(threading.local):
+    """One per thread: a new one allocates a quarter of a megabyte."""
+
+    def __init__(self) -> None:
+        packer = msgpack.Packer(
+            default=_dump_big_integer, strict_types=True, unicode_errors="surrogatepass"
+        )
+        self.pack: Callable[[Any], bytes] = packer.pack
+
+
+_packer = _Packer()
 
 
 def _unpack(data: bytes) -> Any:
@@ -290,6 +297,29 @@ def _dump_column(column: Sequence[Any]) -> tuple[str, list[Any]]:
     return "v", list(map(_dump_value, column))
 
 
+def _dump_rows(rows: Sequence[tuple[Any, ...]]) -> tuple[list[str], list[list[Any]]]:
+    """The tags and the columns of rows."""
+    dumped = list(map(_dump_column, zip(*rows, strict=True)))
+    return [tag for tag, _ in dumped], [column for _, column in dumped]
+
+
+def _dump_row(row: tuple[Any, ...]) -> tuple[list[str], list[list[Any]]]:
+    """The same for one row, which is what most answers are, in less time."""
+    tags: list[str] = []
+    columns: list[list[Any]] = []
+    for value in row:
+        kind = type(value)
+        if kind in _NATIVE:
+            tag, column = "", [value]
+        elif kind is datetime.datetime and value.tzinfo is _UTC and not value.fold:
+            tag, column = "t", [value.isoformat()]
+        else:
+            tag, column = _dump_column((value,))
+        tags.append(tag)
+        columns.append(column)
+    return tags, columns
+
+
 def _load_column(tag: str, column: list[Any]) -> list[Any]:
     if not tag:
         return column
@@ -310,12 +340,10 @@ def encode(result: Result) -> bytes:
     if set(map(type, rows)) - {tuple}:
         raise NotEncodable("rows that are not tuples")
     try:
-        columns = [_dump_column(column) for column in zip(*rows, strict=True)]
+        tags, columns = _dump_row(rows[0]) if len(rows) == 1 else _dump_rows(rows)
         if rows and not columns:
             raise NotEncodable("rows without columns")
-        return _pack(
-            [result.chunk_type, [tag for tag, _ in columns], [column for _, column in columns]]
-        )
+        return _packer.pack([result.chunk_type, tags, columns])
     except (ValueError, OverflowError, RecursionError) as error:
         # Nested too deeply, or larger than msgpack can write.
         raise NotEncodable(str(error)) from error

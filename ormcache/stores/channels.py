@@ -11,6 +11,8 @@ import collections
 import contextlib
 import importlib
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -21,6 +23,10 @@ FLAGS = b"#!lua flags=allow-oom\n"
 """The first line of a script on servers that know it."""
 
 _PENDING_LIMIT = 64
+_UNSENT_LIMIT = 16 * 1024
+"""Bytes up to which a command that nobody waits for may stay behind."""
+_FLUSH_SECONDS = 0.02
+"""After so long it is sent all the same."""
 _T = TypeVar("_T")
 
 
@@ -35,11 +41,16 @@ def bulk(part: bytes) -> bytes:
 
 
 class Channel:
-    """One socket, the incarnation of the server behind it, and answers not yet read."""
+    """One socket, the incarnation of the server behind it, and answers not yet read.
+
+    What nobody waits for may also stay unsent until the next command: a system call, and waking
+    the server, cost more than all the rest of storing an answer.
+    """
 
     def __init__(self, connection: Any, scripts: Mapping[str, str]) -> None:
         self._connection = connection
         self._pending = 0
+        self._unsent = b""
         connection.connect()
         info = {}
         for section in (b"server", b"replication"):
@@ -65,12 +76,32 @@ class Channel:
     def send(self, command: bytes) -> None:
         """Send a command whose answer nobody waits for."""
         if self._pending >= _PENDING_LIMIT:
+            self.flush()
             self._drain()
         self.post(command)
         self._pending += 1
 
+    def send_later(self, command: bytes) -> bool:
+        """Send such a command together with the next one; whether it waits for that.
+
+        :meth:`flush` has to follow some time if it does.
+        """
+        if len(command) > _UNSENT_LIMIT or self._unsent or self._pending >= _PENDING_LIMIT:
+            self.send(command)
+            return False
+        self._unsent = command
+        self._pending += 1
+        return True
+
+    def flush(self) -> None:
+        """Send what :meth:`send_later` left behind."""
+        if self._unsent:
+            self.post(b"")
+
     def post(self, command: bytes) -> None:
         """Send a command whose answer :meth:`receive` will fetch."""
+        if self._unsent:
+            command, self._unsent = self._unsent + command, b""
         self._connection.send_packed_command((command,), check_health=False)
 
     def receive(self) -> Any:
@@ -157,6 +188,26 @@ class Channels:
         options.pop("health_check_interval", None)
         return Channel(self._pool.connection_class(**options), self._scripts)
 
+    def flush_soon(self) -> None:
+        """Some idle channel has a command that it did not send yet: see that it does."""
+        _flusher.notice(self)
+
+    def flush(self) -> None:
+        """Let the idle channels send what they have; those in use do so by themselves."""
+        for _ in range(len(self._idle)):
+            try:
+                # Once round: in the end the order is what it was.
+                channel = self._idle.popleft()
+            except IndexError:
+                return
+            try:
+                channel.flush()
+            except Exception:
+                # What was to be stored is lost, which is a miss and no error.
+                channel.close()
+            else:
+                self._idle.append(channel)
+
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
 
@@ -233,3 +284,42 @@ class Channels:
                 self._idle.pop().close()
             except IndexError:
                 return
+
+
+class _Flusher:
+    """The thread that sends what would otherwise wait for a command that may never come."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._due: set[Channels] = set()
+        self._awake = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def notice(self, channels: Channels) -> None:
+        self._due.add(channels)
+        if self._awake.is_set():
+            return
+        self._awake.set()
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="ormcache-flusher", daemon=True
+                    )
+                    self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self._awake.wait()
+            time.sleep(_FLUSH_SECONDS)
+            # Before it looks: whoever comes later wakes it once more.
+            self._awake.clear()
+            while self._due:
+                self._due.pop().flush()
+
+
+_flusher = _Flusher()

@@ -175,13 +175,14 @@ class RedisStore(Store):
     ) -> None:
         value = vector.encode() + b"|" + payload
         expiry = () if timeout is None else (b"PX", b"%d" % max(1, timeout * 1000))
-        self._channels.run(self._put, namespace, entry, value, expiry)
+        if self._channels.run(self._put, namespace, entry, value, expiry):
+            self._channels.flush_soon()
 
     def _put(
         self, channel: Channel, namespace: str, entry: str, value: bytes, expiry: Sequence[bytes]
-    ) -> None:
+    ) -> bool:
         key = self._parts(namespace, channel, ()).prefix + b"e:" + entry.encode()
-        channel.send(pack(b"SET", key, value, *expiry))
+        return channel.send_later(pack(b"SET", key, value, *expiry))
 
     # --- writing ---------------------------------------------------------------------------
 
