@@ -509,15 +509,21 @@ def _bracket(connection: Any, state: ConnectionState, tables: Iterable[str]) -> 
     return Bracket(connection.alias, state.route(connection, settings), names, settings.LEASE)
 
 
+def may_expect(connection: Any) -> bool:
+    """Whether :func:`expecting` would gain anything, before its tables are worked out."""
+    state = state_of(connection)
+    return state.expected is None and not in_transaction(connection, state)
+
+
 def expecting(connection: Any, tables: Iterable[str], work: Callable[[], _T]) -> _T:
     """Run ``work``, which prepares and executes a statement that writes ``tables``.
 
     In autocommit the announcement is on its way while Django compiles the statement; without
     this, the statement would wait for a round trip to the cache.
     """
-    state = state_of(connection)
-    if state.expected is not None or in_transaction(connection, state):
+    if not may_expect(connection):
         return work()
+    state = state_of(connection)
     bracket = _bracket(connection, state, tables)
     if not bracket.start():
         return work()

@@ -323,7 +323,7 @@ def saving(
     def work() -> Any:
         return original(instance, raw, cls, force_insert, force_update, using, update_fields)
 
-    if using is None:
+    if using is None or not transactions.may_expect(connections[using]):
         return work()
     table = (cls or type(instance))._meta.db_table
     return transactions.expecting(connections[using], _written(table, deletes=False), work)
@@ -331,6 +331,8 @@ def saving(
 
 def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
+    if not transactions.may_expect(compiler.connection):
+        return original(compiler, *args, **kwargs)
     return transactions.expecting(
         compiler.connection,
         _written(
@@ -360,10 +362,9 @@ def _written(db_table: str, *, deletes: bool) -> frozenset[str]:
 
 def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any:
     """Run ``operation`` and do what its effect asks of the transaction."""
-    kind = effect.kind
-    if not kind:
+    if effect is _NOTHING:
         return operation()
-    state = state_of(connection)
+    kind, state = effect.kind, state_of(connection)
     bracket = _begin(connection, state, effect)
     try:
         result = operation()
@@ -397,16 +398,18 @@ def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transacti
 
 def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) -> bool:
     """Whether others may see what the statement does though a transaction seems open."""
-    kind = effect.kind
-    if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
-        return True
-    features, vendor = connection.features, connection.vendor
-    if kind & Kind.RELEASE:
-        # With autocommit off, an atomic() block is a savepoint that begins the transaction.
-        has_begun = connection.connection.isolation_level is None
-        return not (connection.in_atomic_block and has_begun)
-    if kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN) and not features.can_rollback_ddl:
-        return True
+    kind, vendor = effect.kind, connection.vendor
+    # Operations on flags are slow, and a plain write is what most statements are.
+    if kind is not Kind.WRITE:
+        if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
+            return True
+        if kind & Kind.RELEASE:
+            # With autocommit off, an atomic() block is a savepoint that begins the transaction.
+            has_begun = connection.connection.isolation_level is None
+            return not (connection.in_atomic_block and has_begun)
+        is_ended = kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN)
+        if is_ended and not connection.features.can_rollback_ddl:
+            return True
     if vendor == "mysql" and engines.without_transactions(
         connection, state.route(connection, current()).namespace, effect.tables
     ):

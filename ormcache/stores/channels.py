@@ -63,10 +63,10 @@ class Channel:
         # In a form that any language can make: other programs write to these keys, too.
         self.incarnation = (info[b"run_id"][:16] + self.replid[:16]).decode()
         self.sha: dict[str, bytes] = {
-            name: self.call(pack(b"SCRIPT", b"LOAD", _flags(info) + text.encode()))
+            name: bulk(self.call(pack(b"SCRIPT", b"LOAD", _flags(info) + text.encode())))
             for name, text in scripts.items()
         }
-        """By which name the server keeps each script."""
+        """By which name the server keeps each script, as a part of a command."""
 
     def call(self, command: bytes) -> Any:
         """Send a command and wait for its answer."""

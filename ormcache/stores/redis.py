@@ -20,6 +20,7 @@ from ormcache.stores.channels import Channel, Channels, bulk, pack
 PROTOCOL = 1
 """Version of the key layout and the scripts; part of every key."""
 
+_EVALSHA = bulk(b"EVALSHA")
 _MEMO_LIMIT = 4096
 
 
@@ -109,8 +110,8 @@ class RedisStore(Store):
                 b"*%d\r\n%s%s%s"
                 % (
                     count + 7,
-                    bulk(b"EVALSHA"),
-                    bulk(channel.sha["read"]),
+                    _EVALSHA,
+                    channel.sha["read"],
                     bulk(b"%d" % (count + 1)),
                 ),
                 registers + replid,
@@ -219,14 +220,21 @@ class RedisStore(Store):
         intent: str,
         tables: tuple[str, ...],
     ) -> bytes:
-        return b"*%d\r\n%s%s%s%s%s%s" % (
+        nonce = new_nonce().encode()
+        lease = b"%d" % (current().LEASE * 1000)
+        name = intent.encode()
+        # bulk(), written out.
+        return b"*%d\r\n%s%s%s$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
             len(tables) + 8,
-            bulk(b"EVALSHA"),
-            bulk(channel.sha[script]),
+            _EVALSHA,
+            channel.sha[script],
             self._parts(namespace, channel, tables).change,
-            bulk(new_nonce().encode()),
-            bulk(b"%d" % (current().LEASE * 1000)),
-            bulk(intent.encode()),
+            len(nonce),
+            nonce,
+            len(lease),
+            lease,
+            len(name),
+            name,
         )
 
     def status(self, namespace: str) -> dict[str, object]:
