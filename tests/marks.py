@@ -81,3 +81,18 @@ def on_pairs(*pairs: tuple[str, str], **django_db: Any) -> pytest.MarkDecorator:
 
 def _needs_of(alias: str) -> list[pytest.MarkDecorator]:
     return [needs(_server_of[alias])] if alias in _server_of else []
+
+
+def on_replicated(*databases: str) -> pytest.MarkDecorator:
+    """Run the test with a primary and a replica of each kind, in the argument `pair`.
+
+    See `tests/multidb/conftest.py`, whose fixtures are for the tests beside it.
+    """
+    return pytest.mark.parametrize(
+        "pair",
+        [
+            pytest.param(f"{database}_pair", marks=_needs_of(database), id=database)
+            for database in databases or ("postgresql", "mariadb")
+        ],
+        indirect=True,
+    )

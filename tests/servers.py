@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -77,7 +77,7 @@ class Server:
 
     @classmethod
     def key(cls) -> str:
-        return cls.name.lower()
+        return cls.name.lower().replace(" ", "-")
 
     @classmethod
     def variable(cls) -> str:
@@ -252,6 +252,8 @@ class PostgreSQLServer(Server):
             "dynamic_shared_memory_type": "mmap",
         }
         if not self.durable:
+            # For replicas: what was committed is sent to them when it has been written.
+            options["wal_writer_delay"] = "10ms"
             options |= dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes"), "off")
         settings = [f"--{option}={value}" for option, value in options.items()]
         return [find_program("postgres", self), "-D", "data", *settings]
@@ -259,6 +261,70 @@ class PostgreSQLServer(Server):
     def is_ready(self) -> bool:
         ready = [find_program("pg_isready", self), "--quiet", "-h", HOST, "-p", str(self.port)]
         return subprocess.run(ready, check=False).returncode == 0
+
+    def ask(self, sql: str) -> str:
+        """The only value that a query gives, as text."""
+        return self._client("psql", "-U", self.user, "-d", "postgres", "-Atqc", sql)
+
+    def _client(self, program: str, *arguments: str) -> str:
+        address = ["-h", HOST, "-p", str(self.port)]
+        done = subprocess.run(
+            [find_program(program, self), *address, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr}")
+        return done.stdout.strip()
+
+
+class PostgreSQLReplica(PostgreSQLServer):
+    """A streaming replica ("hot standby") of a server that runs; all its databases are there.
+
+    with PostgreSQLServer() as primary, PostgreSQLReplica(primary) as replica:
+        replica.pause_replay()  # it receives what is written, and does not show it
+        replica.resume_replay()
+        replica.wait_for_primary()
+    """
+
+    name = "PostgreSQL replica"
+    programs = ("pg_basebackup", *PostgreSQLServer.programs)
+
+    def __init__(self, primary: PostgreSQLServer) -> None:
+        super().__init__()
+        self.primary = primary
+
+    def preparation(self) -> Sequence[str]:
+        return [
+            find_program("pg_basebackup", self),
+            *("-h", HOST, "-p", str(self.primary.port), "-U", self.user),
+            "--pgdata=data",
+            "--write-recovery-conf",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-sync",
+        ]
+
+    def pause_replay(self) -> None:
+        self.ask("SELECT pg_wal_replay_pause()")
+        _wait_until(lambda: self.ask("SELECT pg_get_wal_replay_pause_state()") == "paused", self)
+
+    def resume_replay(self) -> None:
+        self.ask("SELECT pg_wal_replay_resume()")
+
+    def wait_for_primary(self) -> None:
+        """Wait until it shows what the primary has written so far."""
+        # Whatever is not committed yet is not sent until something else is.
+        self.primary.ask(
+            "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tests', 'step')"
+        )
+        position = int(self.primary.ask("SELECT pg_current_wal_insert_lsn() - '0/0'"))
+        if position % 8192 in (24, 40):
+            # That is behind the header of a new page, which has no record yet.
+            position -= position % 8192
+        question = f"SELECT pg_last_wal_replay_lsn() - '0/0' >= {position}"
+        _wait_until(lambda: self.ask(question) == "t", self)
 
 
 class MariaDBServer(Server):
@@ -270,6 +336,11 @@ class MariaDBServer(Server):
     stop_signal = signal.SIGKILL
 
     user: ClassVar[str] = "root"
+
+    def __init__(self, *, server_id: int | None = None) -> None:
+        """`server_id`: keep a binary log, as a primary, under this number."""
+        super().__init__()
+        self.server_id = server_id
 
     def _options(self) -> Sequence[str]:
         return [
@@ -303,11 +374,75 @@ class MariaDBServer(Server):
             "--skip-name-resolve",
             "--max-connections=200",
             "--character-set-server=utf8mb4",
+            *self._replication(),
         ]
+
+    def _replication(self) -> Sequence[str]:
+        if self.server_id is None:
+            return []
+        return [f"--server-id={self.server_id}", "--log-bin=binlog", "--gtid-strict-mode"]
 
     def is_ready(self) -> bool:
         # The server speaks first, once it can take connections.
         return bool(exchange(self.port, b""))
+
+    def ask(self, sql: str) -> str:
+        """What a query gives, as text."""
+        done = subprocess.run(
+            [
+                find_program("mariadb", self),
+                *("--no-defaults", "-h", HOST, "-P", str(self.port), "-u", self.user),
+                *("--skip-column-names", "--batch", "-e", sql),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"mariadb failed: {done.stderr}")
+        return done.stdout.strip()
+
+
+class MariaDBReplica(MariaDBServer):
+    """A replica, by global transaction ids, of a server that was made with a `server_id`.
+
+    It gets all that the primary has written since its first start.
+    """
+
+    name = "MariaDB replica"
+    programs = ("mariadb", *MariaDBServer.programs)
+
+    def __init__(self, primary: MariaDBServer) -> None:
+        assert primary.server_id is not None
+        super().__init__(server_id=primary.server_id + 1)
+        self.primary = primary
+
+    def start(self) -> None:
+        super().start()
+        self.ask(
+            f"CHANGE MASTER TO MASTER_HOST='{HOST}', MASTER_PORT={self.primary.port}, "
+            f"MASTER_USER='{self.user}', MASTER_USE_GTID=slave_pos; START SLAVE"
+        )
+
+    def pause_replay(self) -> None:
+        self.ask("STOP SLAVE SQL_THREAD")
+
+    def resume_replay(self) -> None:
+        self.ask("START SLAVE SQL_THREAD")
+
+    def wait_for_primary(self) -> None:
+        """Wait until it shows what the primary has written so far."""
+        position = self.primary.ask("SELECT @@global.gtid_binlog_pos")
+        if self.ask(f"SELECT MASTER_GTID_WAIT('{position}', {SECONDS_TO_START})") != "0":
+            raise self._failure("is not in step with its primary")
+
+
+def _wait_until(is_so: Callable[[], bool], server: Server) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise server._failure("does not do what it was told")
+        time.sleep(0.02)
 
 
 class RedisServer(Server):

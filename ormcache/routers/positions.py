@@ -15,7 +15,11 @@ from typing import Any
 from ormcache.exceptions import OrmcacheError
 from ormcache.questions import ask
 
-_POSTGRESQL_WRITTEN = "SELECT pg_current_wal_insert_lsn() - '0/0'"
+_POSTGRESQL_WRITTEN = """
+    SELECT pg_current_wal_insert_lsn() - '0/0',
+        current_setting('wal_block_size')::int,
+        pg_size_bytes(current_setting('wal_segment_size'))
+"""
 # A standby that was promoted goes on showing where its replay ended.
 _POSTGRESQL_REPLAYED = "SELECT pg_last_wal_replay_lsn() - '0/0' WHERE pg_is_in_recovery()"
 _MARIADB_WRITTEN = "SELECT @@global.gtid_binlog_pos WHERE @@global.log_bin"
@@ -64,7 +68,8 @@ def written(connection: Any) -> Position:
         django.db.Error: it does not answer.
     """
     if connection.vendor == "postgresql":
-        return _wal(ask(connection, _POSTGRESQL_WRITTEN))
+        ((position, page, segment),) = ask(connection, _POSTGRESQL_WRITTEN)
+        return Position({"wal": _end_of_last_record(int(position), page, segment)})
     if is_mariadb(connection):
         return _gtids(ask(connection, _MARIADB_WRITTEN))
     raise PositionUnknown
@@ -80,7 +85,10 @@ def replayed(connection: Any) -> Position:
         django.db.Error: it does not answer.
     """
     if connection.vendor == "postgresql":
-        return _wal(ask(connection, _POSTGRESQL_REPLAYED))
+        rows = ask(connection, _POSTGRESQL_REPLAYED)
+        if not rows or rows[0][0] is None:
+            raise PositionUnknown
+        return Position({"wal": int(rows[0][0])})
     if is_mariadb(connection):
         return _gtids(ask(connection, _MARIADB_REPLAYED))
     raise PositionUnknown
@@ -95,10 +103,26 @@ def is_mariadb(connection: Any) -> bool:
     return get_server_info is not None and "mariadb" in get_server_info().lower()
 
 
-def _wal(rows: list[tuple[Any, ...]]) -> Position:
-    if not rows or rows[0][0] is None:
-        raise PositionUnknown
-    return Position({"wal": int(rows[0][0])})
+_PAGE_HEADER, _SEGMENT_HEADER = 24, 40
+
+
+def _end_of_last_record(position: int, page: int, segment: int) -> int:
+    """Where the last record ends, given where the next one will begin.
+
+    The next record begins behind the header of its page (``XLogBytePosToRecPtr`` in PostgreSQL's
+    xlog.c), replay ends before it (``XLogBytePosToEndRecPtr``). At the end of a page these differ,
+    and as long as nothing more was written a standby would seem to be behind.
+
+    Args:
+        position: of the next record, in bytes.
+        page: size of a page, in bytes.
+        segment: size of a file, whose first page has a longer header.
+    """
+    if position % segment == _SEGMENT_HEADER:
+        return position - _SEGMENT_HEADER
+    if position % page == _PAGE_HEADER:
+        return position - _PAGE_HEADER
+    return position
 
 
 def _gtids(rows: list[tuple[Any, ...]]) -> Position:
