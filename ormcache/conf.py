@@ -146,6 +146,11 @@ class Settings:
     LEASE: float = _seconds(10)
     SOCKET_TIMEOUT: float = _seconds(1)
     ON_CACHE_FAILURE: Literal["raise", "open"] = _choice("raise", "raise", "open")
+    FENCE: float | None = _option(
+        None,
+        "a number of seconds above 0, or None to leave the table alone",
+        lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
+    )
     DATABASES: Mapping[str, DatabaseSettings] = _section()
     MODELS: Mapping[str, ModelSettings] = _section()
     CACHE_RANDOM: bool = _flag(False)

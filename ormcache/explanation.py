@@ -10,7 +10,7 @@ from django.db import connections, models
 from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
-from ormcache import reads, replicas, transactions
+from ormcache import fence, reads, replicas, transactions
 from ormcache.conf import current
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
@@ -92,6 +92,7 @@ def explain(
             reason = Reason.NO_CACHE
         else:
             reason = transactions.why_not_read(connection, state)
+            reason = reason or fence.why_not_trust(connection, route, settings)
     plan = reads.Plan()
     try:
         plan = reads.make_plan(compiler, MULTI, state, route, settings)

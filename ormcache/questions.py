@@ -6,6 +6,7 @@ for them.
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 
@@ -14,6 +15,12 @@ def ask(connection: Any, sql: str) -> list[tuple[Any, ...]]:
 
     Raises ``django.db.Error`` as a query of the user's would.
     """
-    with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+    with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
         cursor.execute(sql)
         return list(cursor.fetchall())
+
+
+def tell(connection: Any, sql: str) -> None:
+    """Execute ``sql``, which gives no rows. Raises as :func:`ask` does."""
+    with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
+        cursor.execute(sql)

@@ -13,7 +13,7 @@ from django.core.exceptions import EmptyResultSet
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
 from django.utils.asyncio import async_unsafe
 
-from ormcache import codec, counters, functions, keys, replicas, tables, transactions
+from ormcache import codec, counters, fence, functions, keys, replicas, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
@@ -270,6 +270,8 @@ def execute_sql(
     else:
         transactions.prepare_session(connection)
         reason = transactions.why_not_read(connection, state)
+        if reason is None and settings.FENCE is not None:
+            reason = fence.why_not_trust(connection, route, settings)
     if reason is not None:
         _report(compiler, "skip", reason)
         return original(compiler, result_type, chunked_fetch, chunk_size)

@@ -120,6 +120,17 @@ class Reason(str, enum.Enum):
         "The cache, or the record of a table in it, is new: writes that began before might "
         "still be on their way. It ends by itself, after one LEASE.",
     )
+    FENCE = (
+        "fence not read",
+        "The table ormcache_fence, in which other programs say what they have written, could not "
+        "be read just now: it was due, and the connection is in a transaction that must not be "
+        "disturbed, or the database did not answer.",
+    )
+    NO_FENCE = (
+        "no fence",
+        'ORMCACHE["FENCE"] is set, and this database has no table ormcache_fence: run '
+        "`manage.py migrate ormcache`.",
+    )
     REPLICA_BEHIND = (
         "replica behind",
         "The replica has not yet replayed all that was committed before this read. Its answer is "

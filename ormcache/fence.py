@@ -1,0 +1,132 @@
+"""The fence: a table in which other programs say, in SQL, what they have written.
+
+``INSERT INTO ormcache_fence (table_name) VALUES ('shop_book')``, by hand or by a trigger, is
+committed together with what it announces, or not at all; it needs no client of the cache. Each
+process that answers from the cache looks into the table every ``ORMCACHE["FENCE"]`` seconds. What
+it finds there it makes invalid, for all processes, and removes.
+
+So an answer is older than such a write by that time at most: a row that was committed before a
+process looked is seen, and a process that has not looked for longer does not answer from the
+cache.
+The rows are compared as a set, since ids are not committed in their order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from django import db
+from django.db import connections
+
+from ormcache import sql
+from ormcache.conf import Settings
+from ormcache.exceptions import CacheError
+from ormcache.questions import ask, tell
+from ormcache.reasons import Reason
+from ormcache.routers.namespaces import Route
+from ormcache.stores import EVERYTHING
+from ormcache.transactions import in_transaction, is_undisturbed, state_of
+
+TABLE = "ormcache_fence"
+
+_logger = logging.getLogger("ormcache")
+_EXISTS = {
+    "postgresql": f"SELECT 1 WHERE to_regclass('{TABLE}') IS NOT NULL",
+    "sqlite": f"SELECT 1 FROM sqlite_master WHERE name = '{TABLE}'",
+    "mysql": (
+        "SELECT 1 FROM information_schema.tables "
+        f"WHERE table_schema = DATABASE() AND table_name = '{TABLE}'"
+    ),
+}
+_ROWS = f"SELECT id, table_name FROM {TABLE}"
+
+
+class _Look(NamedTuple):
+    """What a process saw when it last looked into the fence of one namespace."""
+
+    at: float
+    """When it began to look, on the monotonic clock."""
+    ids: frozenset[int]
+    """The rows that it has told the cache of and that were still there."""
+
+
+_looks: dict[str, _Look] = {}
+
+
+def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason | None:
+    """Why the cache may not be believed just now, as far as the fence tells; None if it may.
+
+    Looks into the fence if that is due, on ``connection`` or, for a replica, on its primary's.
+    """
+    if settings.FENCE is None:
+        return None
+    now = time.monotonic()
+    last = _looks.get(route.namespace)
+    if last is not None and now - last.at < settings.FENCE:
+        return None
+    if route.lags_behind is not None:
+        connection = connections[route.lags_behind]
+    state = state_of(connection)
+    if not is_undisturbed(connection, state):
+        return Reason.FENCE
+    try:
+        connection.ensure_connection()
+        exists = _EXISTS.get(connection.vendor)
+        if last is None and (exists is None or not ask(connection, exists)):
+            return Reason.NO_FENCE
+        rows = dict(ask(connection, _ROWS))
+    except db.Error:
+        # What is the matter, the query itself will say. The table may have been dropped.
+        _looks.pop(route.namespace, None)
+        return Reason.FENCE
+    seen = last.ids if last is not None else frozenset()
+    if not _tell(route, {name for number, name in rows.items() if number not in seen}):
+        return Reason.CACHE_UNREACHABLE
+    if rows and not in_transaction(connection, state):
+        _remove(connection, rows.keys())
+    # Rows of this look that could not be removed are known the next time.
+    _looks[route.namespace] = _Look(now, frozenset(rows))
+    return None
+
+
+def _tell(route: Route, names: Collection[str]) -> bool:
+    """Make the tables invalid for all; returns whether the cache has heard it."""
+    if not names:
+        return True
+    if route.store is None or not route.breaker.allows():
+        return False
+    tables = sorted({sql.fold(name.rpartition(".")[2]) for name in names})
+    try:
+        route.store.bump(route.namespace, [EVERYTHING] if EVERYTHING in names else tables)
+    except CacheError:
+        route.breaker.failed()
+        return False
+    route.breaker.succeeded()
+    return True
+
+
+def _remove(connection: Any, ids: Collection[int]) -> None:
+    """Remove rows that the cache was told of; if that fails, they are only in the way."""
+    try:
+        with _without_waiting(connection):
+            tell(connection, f"DELETE FROM {TABLE} WHERE id IN ({', '.join(map(str, ids))})")
+    except db.Error as error:
+        _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
+
+
+@contextmanager
+def _without_waiting(connection: Any) -> Iterator[None]:
+    """On SQLite, one writer excludes the others: a read must not wait for them."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    ((milliseconds,),) = ask(connection, "PRAGMA busy_timeout")
+    tell(connection, "PRAGMA busy_timeout = 0")
+    try:
+        yield
+    finally:
+        tell(connection, f"PRAGMA busy_timeout = {milliseconds}")

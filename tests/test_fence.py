@@ -1,0 +1,333 @@
+"""The fence: writes of programs that speak SQL only are heard of in time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core.management import call_command
+from django.db import OperationalError, connections, transaction
+from django.db.migrations.autodetector import MigrationAutodetector
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ProjectState
+
+import ormcache
+from ormcache import fence
+from ormcache.exceptions import CacheError
+from ormcache.questions import ask
+from ormcache.reasons import Reason
+from tests import backdoor
+from tests.interleaving import route_of, session, store_of
+from tests.marks import on_databases, on_pairs
+from tests.models import Author, Tag
+from tests.watching import Watch
+
+ANNOUNCE = "INSERT INTO ormcache_fence (table_name) VALUES ('{}')"
+
+everywhere = on_pairs(
+    *((using, "redis") for using in ("default", "postgresql", "mariadb")),
+    ("postgresql", "memcached"),
+    ("default", "locmem"),
+    transaction=True,
+)
+on_postgresql = on_pairs(("postgresql", "redis"), transaction=True)
+
+
+class Clock:
+    """The monotonic clock of this process, as the fence sees it."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(fence, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def fenced(cached: Watch, settings: Any, using: str, clock: Clock) -> Iterator[Watch]:
+    """ormcache at work with a fence that is looked into every two seconds."""
+    fence._looks.clear()
+    settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 2}
+    backdoor.execute(using, "DELETE FROM ormcache_fence")
+    yield cached
+    fence._looks.clear()
+    backdoor.execute(using, "DELETE FROM ormcache_fence")
+
+
+def names(using: str) -> Callable[[], Any]:
+    return lambda: list(Author.objects.using(using).order_by("pk").values_list("name", flat=True))
+
+
+def rename(using: str, name: str, *announcements: str) -> None:
+    """Write as another program does: ormcache sees nothing of it."""
+    backdoor.execute(
+        using,
+        f"UPDATE tests_author SET name = '{name}'",
+        *(ANNOUNCE.format(table) for table in announcements),
+    )
+
+
+def rows(using: str) -> list[Any]:
+    return ask(connections[using], "SELECT table_name FROM ormcache_fence")
+
+
+@everywhere
+def test_a_write_in_sql_is_heard_of_within_the_time_that_was_set(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_author")
+    clock.now += 1.9
+    assert fenced.hit(names(using)) == ["old"]
+    clock.now += 0.2
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == [], "what was told is removed"
+
+
+@everywhere
+def test_only_the_tables_that_are_named_become_invalid(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    def tags() -> int:
+        return Tag.objects.using(using).count()
+
+    Author.objects.using(using).create(name="old")
+    fenced.warm(tags)
+    fenced.warm(names(using))
+    rename(using, "new", "public.TESTS_Author")
+    clock.now += 3
+    assert fenced.hit(tags) == 0
+    assert fenced.warm(names(using)) == ["new"]
+    rename(using, "newer", "*")
+    clock.now += 3
+    fenced.warm(tags)
+    assert fenced.warm(names(using)) == ["newer"]
+
+
+@everywhere
+def test_a_write_that_is_rolled_back_announces_nothing(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    with session(using) as other:
+        other.set_autocommit(False)
+        with other.connection.cursor() if using != "default" else _nothing(other) as cursor:
+            cursor.execute("UPDATE tests_author SET name = 'never'")
+            cursor.execute(ANNOUNCE.format("tests_author"))
+        other.rollback()
+        other.set_autocommit(True)
+    clock.now += 3
+    assert fenced.hit(names(using)) == ["old"]
+
+
+class _nothing:
+    """sqlite3's cursors are no context managers."""
+
+    def __init__(self, connection: Any) -> None:
+        self.cursor = connection.connection.cursor()
+
+    def __enter__(self) -> Any:
+        return self.cursor
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cursor.close()
+
+
+@on_postgresql
+def test_a_trigger_announces_what_anybody_writes(fenced: Watch, using: str, clock: Clock) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    backdoor.execute(
+        using,
+        """
+        CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO ormcache_fence (table_name) VALUES (TG_TABLE_NAME); RETURN NULL;
+        END $$
+        """,
+        "CREATE TRIGGER announce AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON tests_author "
+        "FOR EACH STATEMENT EXECUTE FUNCTION announce()",
+    )
+    try:
+        rename(using, "new")
+        clock.now += 3
+        assert fenced.warm(names(using)) == ["new"]
+    finally:
+        backdoor.execute(using, "DROP FUNCTION announce CASCADE")
+
+
+@on_postgresql
+def test_ids_need_not_be_committed_in_their_order(fenced: Watch, using: str, clock: Clock) -> None:
+    """A row of a long transaction has a lower id than those that were told before it."""
+    Author.objects.using(using).create(name="old")
+    with session(using) as slow:
+        slow.set_autocommit(False)
+        with slow.connection.cursor() as cursor:
+            cursor.execute("UPDATE tests_author SET name = 'new'")
+            cursor.execute(ANNOUNCE.format("tests_author"))
+        with session(using):
+            backdoor.execute(using, ANNOUNCE.format("tests_tag"))
+            clock.now += 3
+            assert fenced.warm(names(using)) == ["old"]
+            assert rows(using) == []
+        slow.commit()
+        slow.set_autocommit(True)
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+
+
+@everywhere
+def test_rows_that_cannot_be_removed_are_told_once(
+    fenced: Watch,
+    using: str,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(connection: Any, statement: str) -> None:
+        if statement.startswith("DELETE"):
+            raise OperationalError("permission denied")
+
+    monkeypatch.setattr(fence, "tell", refuse)
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_author")
+    for _ in range(3):
+        clock.now += 3
+        names(using)()
+    assert fenced.hit(names(using)) == ["new"]
+    assert "permission denied" in caplog.text
+    assert len(rows(using)) == 1
+
+
+@everywhere
+def test_while_the_cache_cannot_be_told_it_is_not_believed(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_author")
+    clock.now += 3
+
+    def refuse(*args: Any) -> None:
+        raise CacheError("it is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_of(using), "bump", refuse)
+        for _ in range(2):
+            with fenced.expect(Reason.CACHE_UNREACHABLE):
+                assert names(using)() == ["new"]
+    assert len(rows(using)) == 1
+    route_of(using).breaker.succeeded()
+    assert fenced.warm(names(using)) == ["new"]
+
+
+@on_postgresql
+def test_in_a_transaction_it_looks_and_does_not_write(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_author")
+    clock.now += 3
+    with transaction.atomic(using=using):
+        assert names(using)() == ["new"]
+        transaction.set_rollback(True, using=using)
+    assert len(rows(using)) == 1
+    assert fenced.hit(names(using)) == ["new"]
+    clock.now += 3
+    names(using)()
+    assert rows(using) == []
+
+
+@on_postgresql
+def test_a_transaction_that_must_not_be_disturbed_is_not(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="a")
+    clock.now += 3
+    with transaction.atomic(using=using):
+        with connections[using].cursor() as cursor, pytest.raises(Exception, match="no_such"):
+            cursor.execute("SELECT * FROM no_such_table")
+        with fenced.expect(Reason.BROKEN_TRANSACTION), pytest.raises(Exception, match="aborted"):
+            names(using)()
+        transaction.set_rollback(True, using=using)
+
+
+@on_pairs(("default", "redis"), transaction=True)
+def test_on_sqlite_a_read_does_not_wait_for_a_writer(
+    fenced: Watch, using: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row stays until the next look; the answer is right at once."""
+    Author.objects.using(using).create(name="old")
+    rename(using, "new", "tests_author")
+    before = ask(connections[using], "PRAGMA busy_timeout")
+    with session(using) as writer:
+        writer.ensure_connection()
+        cursor = writer.connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        with session(using):
+            assert fenced.warm(names(using)) == ["new"]
+            assert "database is locked" in caplog.text
+            assert ask(connections[using], "PRAGMA busy_timeout") == before
+        cursor.execute("ROLLBACK")
+        cursor.close()
+    assert len(rows(using)) == 1
+
+
+@everywhere
+def test_without_the_table_nothing_is_cached_and_the_reason_says_what_to_do(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    call_command("migrate", "ormcache", "zero", database=using, verbosity=0)
+    try:
+        fence._looks.clear()
+        with fenced.expect(Reason.NO_FENCE):
+            names(using)()
+        explanation = ormcache.explain(Author.objects.using(using))
+        assert explanation.reason is Reason.NO_FENCE
+        assert "migrate ormcache" in Reason.NO_FENCE.explanation
+    finally:
+        call_command("migrate", "ormcache", database=using, verbosity=0)
+    fenced.warm(names(using))
+
+
+@on_postgresql
+def test_a_table_that_is_dropped_later_is_noticed(fenced: Watch, using: str, clock: Clock) -> None:
+    fenced.warm(names(using))
+    call_command("migrate", "ormcache", "zero", database=using, verbosity=0)
+    try:
+        clock.now += 3
+        with fenced.expect(Reason.FENCE, Reason.NO_FENCE):
+            names(using)()
+            names(using)()
+    finally:
+        call_command("migrate", "ormcache", database=using, verbosity=0)
+
+
+@on_databases("default", transaction=True)
+def test_without_the_setting_nobody_looks(
+    cached: Watch, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise AssertionError("somebody looked")
+
+    monkeypatch.setattr(fence, "ask", fail)
+    cached.warm(names(using))
+
+
+@on_databases()
+def test_the_table_is_made_by_a_migration(using: str) -> None:
+    assert fence.TABLE in connections[using].introspection.table_names()
+
+
+def test_there_is_no_model_of_it_which_makemigrations_would_miss() -> None:
+    before, after = MigrationLoader(None).project_state(), ProjectState.from_apps(apps)
+    assert "ormcache" not in MigrationAutodetector(before, after)._detect_changes()
