@@ -521,7 +521,7 @@ _SIMPLE = {
         """.split(),
         Kind.READ,
     ),
-    **dict.fromkeys(("grant", "revoke"), Kind.IMPLICIT_COMMIT),
+    "grant": Kind.IMPLICIT_COMMIT,
     **dict.fromkeys(("use", "attach", "detach", "discard"), Kind.SESSION),
     **dict.fromkeys(("lock", "unlock"), Kind.LOCK | Kind.IMPLICIT_COMMIT),
     "abort": Kind.ROLLBACK,
@@ -559,6 +559,18 @@ _HARMLESS_PRAGMAS = frozenset(
 )
 _SCOPES = frozenset({"session", "local", "global", "persist", "persist_only"})
 _ROUTINES = frozenset({"trigger", "procedure", "function", "event", "package"})
+# What CREATE, ALTER or DROP is about: the first of these words.
+_OBJECTS = frozenset(
+    """
+    aggregate cast collation column constraint conversion database domain event extension foreign
+    function index language operator package policy procedure publication role routine rule schema
+    sequence server statistics subscription synonym table tablespace transform trigger type user
+    view
+    """.split()
+)
+# A change of these changes what queries answer, and names no table whose queries they are.
+_MEANINGS = frozenset("aggregate cast function operator package policy routine rule".split())
+_MEANINGS_ONCE_THERE = frozenset("collation domain extension schema type".split())
 
 
 def classify(sql: str, vendor: str = "postgresql") -> list[Statement]:
@@ -635,7 +647,18 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
     if verb in ("truncate", "drop") and "cascade" in found:
         # PostgreSQL empties or drops what refers to the named tables, too.
         kind |= Kind.UNNAMED_WRITE
+    if verb == "revoke" or _changes_meanings(verb, stream):
+        kind |= Kind.UNNAMED_WRITE
     return Statement(kind, _targets(stream), found)
+
+
+def _changes_meanings(verb: str, stream: list[Token]) -> bool:
+    """Whether DDL changes what queries mean that do not mention it: functions, types, policies."""
+    if verb not in ("create", "alter", "drop"):
+        return False
+    words_of_it = (token.folded for token in stream[1:] if token.kind == "word")
+    what = next((word for word in words_of_it if word in _OBJECTS), "")
+    return what in _MEANINGS or (verb != "create" and what in _MEANINGS_ONCE_THERE)
 
 
 def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Statement:

@@ -1190,6 +1190,33 @@ def declared_function_in_the_orm(db):
         yield
 
 
+@story(POSTGRESQL)
+def another_body_of_a_declared_function(db):
+    TagFactory()
+    body = "CREATE OR REPLACE FUNCTION tests_number() RETURNS integer LANGUAGE SQL AS 'SELECT {}'"
+    number = models.Func(function="tests_number", output_field=models.IntegerField())
+    with (
+        told(DEPENDS_ON={"tests_number": []}),
+        made(db, body.format(1), "DROP FUNCTION tests_number"),
+    ):
+        yield lambda: list(Tag.objects.using(db).values_list(number))
+        run(db, body.format(2))
+        yield
+
+
+@story(POSTGRESQL)
+def another_name_of_a_value_of_a_type(db):
+    column = "ALTER TABLE tests_note ALTER COLUMN text TYPE {0} USING text::{0}"
+    with (
+        made(db, "CREATE TYPE tests_mood AS ENUM ('old')", "DROP TYPE tests_mood"),
+        made(db, column.format("tests_mood"), column.format("text")),
+    ):
+        Note.objects.using(db).create(text="old")
+        yield rows(Note, db)
+        run(db, "ALTER TYPE tests_mood RENAME VALUE 'old' TO 'new'")
+        yield
+
+
 @story()
 def declared_trigger(db):
     event = "CREATE TRIGGER tests_trigger AFTER INSERT ON tests_note"
