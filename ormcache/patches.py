@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
+from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Model, QuerySet
 from django.db.models.deletion import Collector
 from django.db.models.fields import related_descriptors
@@ -24,7 +26,7 @@ from django.db.models.sql.compiler import (
     SQLUpdateCompiler,
 )
 
-from ormcache import reads, tables, transactions, writes
+from ormcache import migrations_hooks, reads, tables, transactions, writes
 
 _Hook = Callable[..., Any]
 _WRITERS = (SQLInsertCompiler, SQLUpdateCompiler, SQLDeleteCompiler)
@@ -107,6 +109,9 @@ _HOOKS: tuple[tuple[Any, str, _Hook], ...] = (
     (Model, "_save_table", _save_table),
     (related_descriptors, "create_forward_many_to_many_manager", _related_manager),
     (related_descriptors, "create_reverse_many_to_one_manager", _related_manager),
+    (MigrationExecutor, "migrate", migrations_hooks.migrate),
+    # What is left to be migrated, also in a database that was restored under the cache's feet.
+    (MigrationRecorder, "applied_migrations", reads.feeding),
     (CursorWrapper, "execute", writes.execute),
     (CursorWrapper, "executemany", writes.execute),
     (CursorWrapper, "callproc", writes.callproc),

@@ -110,7 +110,7 @@ class Reason(str, enum.Enum):
         "feeds a write",
         "The read decides what a write does (get_or_create, delete, save).",
     )
-    MIGRATING = "migration in progress", "Between pre_migrate and post_migrate."
+    MIGRATING = "migration in progress", "This connection is migrating its database."
     BUSY = (
         "a write is being committed",
         "A transaction that changes a table of the query is between its intent and its end.",

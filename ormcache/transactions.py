@@ -74,6 +74,7 @@ class ConnectionState:
         self.expected: Bracket | None = None
         """An announcement made ahead of its statement, see :func:`expect`."""
         self.migrating = False
+        """Whether a migration is under way, through whatever number of sessions."""
         self._route: Route | None = None
         self._basis: tuple[object, ...] = ()
         self.connected()
@@ -89,7 +90,6 @@ class ConnectionState:
         self.path_set_here = False
         self.takes_snapshots: bool | None = None
         """Whether transactions read from a snapshot though Django's settings do not say so."""
-        self.migrating = False
         self.replayed: Position | None = None
         """How far the replica behind this session was when it was last asked."""
         self.live_cursors = LiveCursors()

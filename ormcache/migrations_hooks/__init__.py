@@ -1,5 +1,5 @@
 """Migrations flush the namespace of the database on which they run."""
 
-from ormcache.migrations_hooks.flush import connect, disconnect
+from ormcache.migrations_hooks.flush import connect, disconnect, migrate
 
-__all__ = ["connect", "disconnect"]
+__all__ = ["connect", "disconnect", "migrate"]

@@ -1,56 +1,138 @@
-"""Django's ``pre_migrate`` and ``post_migrate`` flush one database's namespace.
+"""A migration flushes the namespace of the database on which it runs.
 
 A plan may hold RunSQL or RunPython that touch any table, so everything of that database goes,
-before and after. In between the migrating connection reads from the database; other processes
-go on, since each statement of a migration is announced like any other write.
+before and after, also if the plan fails. In between the migrating connection reads from the
+database; other processes go on, since each statement of a migration is announced like any other
+write.
 
-Django sends the signals once per app. Flushing each time is cheap, and needs no memory of
-which signals were sent. After a migration that failed, its connection goes on reading from the
-database until it is closed or another migration succeeds.
+All ways to run migrations end in ``MigrationExecutor.migrate``: the command, tests of migrations,
+packages that migrate tenants. Django's signals could not do: there is none for a plan that fails.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
-from django.db.models.signals import post_migrate, pre_migrate
+from django.db.models.signals import post_migrate
 
 from ormcache import transactions
+from ormcache.conf import current
+from ormcache.exceptions import CacheUnreachable
 from ormcache.stores import EVERYTHING
 from ormcache.transactions import state_of
 
 _UID = "ormcache.migrations_hooks"
+_logger = logging.getLogger("ormcache")
 
 
-def _is_empty(plan: Any) -> bool:
-    """Whether there is nothing to migrate; ``flush`` sends post_migrate without a plan."""
-    return plan is not None and not plan
+def migrate(
+    original: Callable[..., Any],
+    executor: Any,
+    /,
+    targets: Any,
+    plan: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``MigrationExecutor.migrate``. An empty plan flushes nothing.
+
+    Raises CacheUnreachable if ``ON_CACHE_FAILURE`` is ``"raise"`` and the cache does not answer:
+    before anything was migrated, or when all is done.
+    """
+
+    def run() -> Any:
+        return original(executor, targets, plan, *args, **kwargs)
+
+    if not (executor.migration_plan(targets) if plan is None else plan):
+        return run()
+    connection = executor.connection
+    _flush_before(connection.alias)
+    state = state_of(connection)
+    # A migration may run others, of the same database or of another one.
+    outer, state.migrating = state.migrating, True
+    try:
+        try:
+            result = run()
+        except BaseException:
+            _flush_after_failure(connection.alias)
+            raise
+        _flush_after(connection.alias)
+    finally:
+        state.migrating = outer
+    return result
 
 
-def before(using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
-    """Receiver of ``pre_migrate``."""
-    if _is_empty(plan):
-        return
-    transactions.touch(using, {EVERYTHING})
-    state_of(connections[using]).migrating = True
+def _flush_before(alias: str) -> None:
+    try:
+        transactions.touch(alias, {EVERYTHING})
+    except CacheUnreachable as error:
+        raise CacheUnreachable(
+            f"Nothing was migrated in the database {alias!r}, because {_cache_of(alias)} could "
+            f"not be told beforehand: {error.__cause__}. Start the cache. Or let writes through "
+            'with ORMCACHE["ON_CACHE_FAILURE"] = "open", and run '
+            f"`manage.py ormcache flush --database {alias}` when the cache is back."
+        ) from error.__cause__
 
 
-def after(using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
-    """Receiver of ``post_migrate``, which ``flush`` sends, too."""
-    if _is_empty(plan):
-        return
-    state_of(connections[using]).migrating = False
-    transactions.touch(using, {EVERYTHING})
+def _flush_after(alias: str) -> None:
+    try:
+        transactions.touch(alias, {EVERYTHING})
+    except CacheUnreachable as error:
+        raise CacheUnreachable(
+            f"The database {alias!r} was migrated, but {_cache_of(alias)} could not be told "
+            f"afterwards: {error.__cause__}. When the cache is back, run `manage.py ormcache "
+            f"flush --database {alias}`, and `manage.py migrate --database {alias}` once more: "
+            "receivers of post_migrate have not been called."
+        ) from error.__cause__
+    _warn_if_untold(alias)
+
+
+def _flush_after_failure(alias: str) -> None:
+    """The error of the migration is the one to be seen; one of the cache is written to the log."""
+    try:
+        transactions.touch(alias, {EVERYTHING})
+    except CacheUnreachable:
+        _warn(alias)
+    else:
+        _warn_if_untold(alias)
+
+
+def _warn_if_untold(alias: str) -> None:
+    """What is owed to the cache is paid by the process that owes it, but ``migrate`` ends."""
+    connection = connections[alias]
+    if EVERYTHING in transactions.owed(state_of(connection).route(connection, current())):
+        _warn(alias)
+
+
+def _warn(alias: str) -> None:
+    _logger.warning(
+        "The migration of the database %r is over, but %s could not be told. Run `manage.py "
+        "ormcache flush --database %s` when the cache is back.",
+        alias,
+        _cache_of(alias),
+        alias,
+    )
+
+
+def _cache_of(alias: str) -> str:
+    connection = connections[alias]
+    return f"the cache {state_of(connection).route(connection, current()).cache_alias!r}"
+
+
+def emptied(using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
+    """Receiver of ``post_migrate``, which the ``flush`` command sends without a plan."""
+    if plan is None:
+        transactions.touch(using, {EVERYTHING})
 
 
 def connect() -> None:
-    """Start to flush on migrations."""
-    pre_migrate.connect(before, dispatch_uid=_UID)
-    post_migrate.connect(after, dispatch_uid=_UID)
+    """Start to listen to the ``flush`` command."""
+    post_migrate.connect(emptied, dispatch_uid=_UID)
 
 
 def disconnect() -> None:
     """The inverse of :func:`connect`."""
-    pre_migrate.disconnect(dispatch_uid=_UID)
     post_migrate.disconnect(dispatch_uid=_UID)
