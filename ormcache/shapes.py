@@ -26,7 +26,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import django
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Count, IntegerField, Value
 from django.db.models.expressions import Col, OrderBy, Ref, Star
@@ -115,7 +114,14 @@ class Template:
         self.compiled = tuple(getattr(compiler, name) for name in _COMPILED)
         # Fields are told apart by id(): they must not be collected while the shape is known.
         self.kept = tuple(_fields(compiler.query))
-        text = repr((django.VERSION, context, names, _spell(shape.key), _constant_parts(sql)))
+        facts = (
+            context,
+            names,
+            _spell(shape.key),
+            _declared(compiler.query),
+            _constant_parts(sql),
+        )
+        text = repr(facts)
         self.digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20)
 
     def key(self, values: tuple[Any, ...]) -> str:
@@ -187,16 +193,18 @@ def _selects_plainly(expression: Any) -> bool:
 
 def _compares_plainly(lookup: Any) -> bool:
     """Whether Django alone prepares the value of a lookup, and makes its SQL."""
+    return _is_djangos(type(lookup)) and all(
+        _is_djangos(type(field)) and getattr(field, "encoder", None) in (None, DjangoJSONEncoder)
+        for field in _preparing(lookup)
+    )
+
+
+def _preparing(lookup: Any) -> Iterator[Any]:
+    """The field of a lookup. A foreign key leaves it to the field that it refers to."""
     field = lookup.lhs.target
-    while _is_djangos(type(field)):
-        if getattr(field, "encoder", None) not in (None, DjangoJSONEncoder):
-            return False
-        # A foreign key leaves it to the field that it refers to.
-        target = getattr(field, "target_field", None)
-        if target is None:
-            return _is_djangos(type(lookup))
-        field = target
-    return False
+    while field is not None:
+        yield field
+        field = getattr(field, "target_field", None)
 
 
 def _orders_plainly(compiler: Any) -> bool:
@@ -230,6 +238,27 @@ def _fields(query: Any) -> Iterator[Any]:
         yield lookup.lhs.target
     for column in query.select:
         yield column.target
+
+
+def _declared(query: Any) -> list[Any]:
+    """How the fields are declared that prepare the values of a query.
+
+    In the key it tells versions of a project apart in which they are declared in another way.
+    """
+    return [
+        (
+            path,
+            sorted((name, _spell(value)) for name, value in options.items() if _is_fixed(value)),
+        )
+        for lookup in query.where.leaves()
+        for field in _preparing(lookup)
+        for _, path, _, options in [field.deconstruct()]
+    ]
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether the value of a field's option is spelled alike in all processes."""
+    return type(value) in _PLAIN or type(value) is int or isinstance(value, type)
 
 
 def _constant_parts(sql: str) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import enum
 import gc
 import itertools
 import json
@@ -21,11 +22,12 @@ from unittest import mock
 import django
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, models, transaction
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import Count, F, Func, Q, Value
 from django.db.models.expressions import Col
-from django.db.models.functions import Random
+from django.db.models.functions import Length, Random
 from django.db.models.lookups import Exact
 from django.db.models.sql.where import WhereNode
 from django.test import SimpleTestCase
@@ -40,7 +42,7 @@ from ormcache.memo import Memo
 from ormcache.reasons import Reason
 from tests.exactness import exact
 from tests.factories import AuthorFactory, AuthorProfileFactory, BookFactory, PublisherFactory
-from tests.marks import on_databases
+from tests.marks import on_caches, on_databases
 from tests.models import (
     Author,
     Book,
@@ -51,6 +53,7 @@ from tests.models import (
     ItalianRestaurant,
     Place,
     Restaurant,
+    Tag,
     UUIDKey,
 )
 from tests.querysets import STEPS, WAYS, Colour, build
@@ -798,11 +801,152 @@ def test_another_version_of_a_project_has_other_keys(change: dict[str, Any]) -> 
     assert key() != key(**change)
 
 
-def test_another_version_of_django_has_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Book.objects.filter(title="a")
-    key = key_of(rows)
-    monkeypatch.setattr(django, "VERSION", (99, 0, 0, "final", 0))
-    assert key_of(rows) != key
+class Shout(models.CharField):
+    """What is read is not what is stored."""
+
+    def from_db_value(self, value: str, *args: Any) -> str:
+        return value.upper()
+
+
+class Spelled(models.CharField):
+    """What is asked for is not what the caller says."""
+
+    def get_prep_value(self, value: Any) -> Any:
+        return {1: "one"}.get(value, value)
+
+
+def version_with(field: models.Field, of: type[models.Model], name: str) -> Any:
+    """One version of a model, whose name and columns are those of the other versions."""
+    with isolate_apps("tests"):
+        return mirror("Version", of, {name: field})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "value"),
+    [
+        (models.CharField(), models.TextField(), "1"),
+        (models.IntegerField(), models.BigIntegerField(), 1),
+        (models.IntegerField(), models.BooleanField(), True),
+        (models.JSONField(), models.JSONField(encoder=DjangoJSONEncoder), "a"),
+        (models.DecimalField(decimal_places=1), models.DecimalField(decimal_places=2), Decimal(1)),
+        (models.GenericIPAddressField(), models.GenericIPAddressField(unpack_ipv4=True), "::1"),
+        (models.CharField(max_length=9), models.CharField(max_length=9, db_collation="C"), "a"),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_a_field_that_is_declared_in_another_way_has_other_keys(
+    one: models.Field, other: models.Field, value: Any
+) -> None:
+    def key(field: models.Field) -> str:
+        return key_of(version_with(field.clone(), Book, "title").objects.filter(title=value))
+
+    assert key(one) == key(one)
+    assert key(one) != key(other)
+
+
+def test_so_has_a_foreign_key_to_such_a_field() -> None:
+    def key(**options: Any) -> str:
+        with isolate_apps("tests"):
+            _, books = bookshop(key=models.CharField(primary_key=True, **options))
+            return key_of(books.objects.filter(author="a"))
+
+    assert key() == key()
+    assert key() != key(max_length=5)
+
+
+def test_declarations_that_differ_in_each_process_are_no_part_of_a_key() -> None:
+    def key(default: Any) -> str:
+        field = models.CharField(default=lambda: default, choices=[("a", default)])
+        return key_of(version_with(field, Book, "title").objects.filter(title="a"))
+
+    assert key("a") == key("b")
+
+
+@on_databases(transaction=True)
+@on_caches("redis")
+def test_versions_that_read_the_same_columns_share_answers_and_convert_them_themselves(
+    cached: Watch, using: str
+) -> None:
+    Tag.objects.using(using).create(name="a")
+    plain = version_with(models.CharField(), Tag, "name")
+    loud = version_with(Shout(), Tag, "name")
+
+    def all_columns(model: Any) -> list[str]:
+        return [row.name for row in model.objects.using(using)]
+
+    def without_a_shape(model: Any) -> list[str]:
+        rows = model.objects.using(using).annotate(length=Length("name"))
+        return list(rows.values_list("name", flat=True))
+
+    for question in (all_columns, without_a_shape):
+        assert cached.miss(lambda question=question: question(plain)) == ["a"]
+        assert cached.hit(lambda question=question: question(loud)) == ["A"]
+        assert cached.hit(lambda question=question: question(plain)) == ["a"]
+
+
+@on_databases("default", "postgresql", transaction=True)
+def test_versions_that_decode_differently_share_answers(cached: Watch, using: str) -> None:
+    class Decoder(json.JSONDecoder):
+        def decode(self, text: str) -> Any:
+            return ["decoded", super().decode(text)]
+
+    EveryField.objects.using(using).create(json={"a": 1})
+    one = version_with(models.JSONField(), EveryField, "json")
+    other = version_with(models.JSONField(decoder=Decoder), EveryField, "json")
+
+    def read(model: Any) -> Any:
+        return [row.json for row in model.objects.using(using)]
+
+    assert cached.miss(lambda: read(one)) == [{"a": 1}]
+    assert cached.hit(lambda: read(other)) == [["decoded", {"a": 1}]]
+
+
+@on_databases(transaction=True)
+@on_caches("redis")
+def test_versions_that_ask_for_other_values_do_not_share_answers(
+    cached: Watch, using: str
+) -> None:
+    """1 is "1" to one version, and "one" to the other."""
+    for name in ("1", "one"):
+        Tag.objects.using(using).create(name=name)
+    old = version_with(models.CharField(), Tag, "name")
+    new = version_with(Spelled(), Tag, "name")
+
+    def ask(model: Any) -> list[str]:
+        return list(model.objects.using(using).filter(name=1).values_list("name", flat=True))
+
+    for _ in range(2):
+        assert cached.call(lambda: ask(old))[0] == ["1"]
+        assert cached.call(lambda: ask(new))[0] == ["one"]
+    assert cached.outcomes == ["miss", "miss", "hit", "hit"]
+
+
+@on_databases("default", transaction=True)
+def test_versions_whose_choices_are_spelled_otherwise_do_not_share_answers(
+    cached: Watch, using: str
+) -> None:
+    class Old(int, enum.Enum):
+        ONE = 1
+
+        def __str__(self) -> str:
+            return "1"
+
+    class New(int, enum.Enum):
+        ONE = 1
+
+        def __str__(self) -> str:
+            return "one"
+
+    New.__qualname__ = Old.__qualname__
+    for name in ("1", "one"):
+        Tag.objects.create(name=name)
+
+    def ask(choice: Any) -> list[str]:
+        return list(Tag.objects.filter(name=choice).values_list("name", flat=True))
+
+    for _ in range(2):
+        assert cached.call(lambda: ask(Old.ONE))[0] == ["1"]
+        assert cached.call(lambda: ask(New.ONE))[0] == ["one"]
 
 
 # --- the memo --------------------------------------------------------------------------------

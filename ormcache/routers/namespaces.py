@@ -14,9 +14,12 @@ import hashlib
 import itertools
 import os
 import re
+import sys
 from typing import Any, Literal
 from urllib.parse import unquote
 
+import django
+from django.apps import apps
 from django.core import mail
 from django.db import connections
 
@@ -80,7 +83,7 @@ def route(connection: Any, settings: Settings) -> Route:
         timeout=timeout,
         # Switched off, ormcache still tells other processes of writes, but never in the way.
         on_failure=settings.ON_CACHE_FAILURE if is_enabled else "ignore",
-        context=(alias, *_driver(connection), *_session(connection)),
+        context=(alias, _digest(_driver(connection), _software(connection), _session(connection))),
         lags_behind=primary.alias if lags else None,
         max_lag=database.MAX_LAG,
     )
@@ -161,6 +164,39 @@ def _driver(connection: Any) -> tuple[object, ...]:
         str(connection.timezone),
         connection.timezone_name,
     )
+
+
+def _software(connection: Any) -> tuple[object, ...]:
+    """What may differ between processes side by side, while a project is being deployed.
+
+    Other versions may send other values for the same parameters, and return the same columns as
+    other types. Some of SQLite's functions are written in Python, by Django.
+    """
+    driver = connection.Database
+    facts = connection.settings_dict
+    options = facts.get("OPTIONS") or {}
+    return (
+        facts.get("ENGINE"),
+        django.VERSION,
+        sys.version_info[:2],
+        str(getattr(driver, "__version__", None) or getattr(driver, "sqlite_version", "")),
+        # It makes hstore columns dicts.
+        apps.is_installed("django.contrib.postgres"),
+        *(str(options.get(name, "")) for name in _DRIVER_OPTIONS),
+    )
+
+
+# Options that change the types of values, or how the server reads and compares them.
+_DRIVER_OPTIONS = (
+    *("charset", "collation", "sql_mode", "use_unicode"),
+    *("client_encoding", "server_side_binding"),
+    "detect_types",
+)
+
+
+def _digest(*facts: object) -> str:
+    """Short, since it is part of every key, and equal in all processes."""
+    return hashlib.blake2b(repr(facts).encode(), digest_size=20).hexdigest()
 
 
 def _session(connection: Any) -> tuple[object, ...]:

@@ -3,13 +3,17 @@
 import gc
 import os
 import re
+import sqlite3.dbapi2
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import django
 import pytest
+from django.apps import apps
 from django.core import mail
 from django.core.cache import InvalidCacheBackendError
 from django.db import connections
@@ -262,6 +266,11 @@ def test_outside_tests_the_namespace_is_the_same_in_every_process(
         {"OPTIONS": {"options": "-c search_path=other"}},
         {"OPTIONS": {"init_command": "SET sql_mode = ''"}},
         {"OPTIONS": {"assume_role": "other"}},
+        {"OPTIONS": {"sql_mode": "ANSI"}},
+        {"OPTIONS": {"collation": "utf8mb4_bin"}},
+        {"OPTIONS": {"client_encoding": "latin1"}},
+        {"OPTIONS": {"detect_types": 0}},
+        {"ENGINE": "other.engine"},
     ],
     ids=str,
 )
@@ -269,6 +278,30 @@ def test_what_a_session_is_told_sets_its_entries_apart(change: dict[str, Any]) -
     usual, other = connections["default"].copy(), connections["default"].copy()
     other.settings_dict.update(change)
     first, second = route(usual, settings()), route(other, settings())
+    assert first.namespace == second.namespace
+    assert first.context != second.context
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "version"),
+    [
+        (django, "VERSION", (99, 0, 0, "final", 0)),
+        (sys, "version_info", (3, 99, 0, "final", 0)),
+        (sqlite3.dbapi2, "sqlite_version", "99.0"),
+        (apps, "is_installed", lambda name: name != "django.contrib.postgres"),
+    ],
+    ids=["Django", "Python", "driver", "contrib.postgres"],
+)
+def test_other_versions_share_the_namespace_and_no_entries(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, version: Any
+) -> None:
+    """They run side by side while a project is being deployed, and hear of each other's writes."""
+    connection = connections["default"].copy()
+    # Where psycopg is missing, the app is not installed to begin with.
+    monkeypatch.setattr(apps, "is_installed", lambda name: True)
+    first = route(connection, settings())
+    monkeypatch.setattr(module, name, version)
+    second = route(connection, settings())
     assert first.namespace == second.namespace
     assert first.context != second.context
 
