@@ -66,12 +66,14 @@ def deploy(using: str) -> Iterator[Any]:
         process.join()
     connection = connections[using]
     tables = [
-        name
-        for name in connection.introspection.table_names()
-        if name.startswith("rolling_") or name == "django_migrations"
+        name for name in connection.introspection.table_names() if name.startswith("rolling_")
     ]
     connection.close()
-    backdoor.execute(using, *(f"DROP TABLE {table}" for table in tables))
+    backdoor.execute(
+        using,
+        *(f"DROP TABLE {table}" for table in tables),
+        "DELETE FROM django_migrations WHERE app = 'rolling'",
+    )
 
 
 def check(outcomes: list[Outcome]) -> None:
