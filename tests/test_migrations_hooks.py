@@ -838,7 +838,7 @@ def test_without_the_cache_nothing_is_migrated(cut: Cut, using: str) -> None:
     with pytest.raises(
         CacheUnreachable,
         match=r"Nothing was migrated in the database 'default', because the cache 'cut' could not "
-        r"be told .* `manage.py ormcache flush --database default`",
+        r"be told beforehand \(.*\)\. .* `manage.py ormcache flush --database default`",
     ):
         migrate(using)
     applied = MigrationRecorder(connections[using]).applied_migrations()
@@ -859,10 +859,21 @@ def test_a_cache_that_is_lost_at_the_end_is_an_error_that_says_what_to_do(
     monkeypatch.setattr(MigrationExecutor, "check_replacements", lose)
     with pytest.raises(
         CacheUnreachable,
-        match=r"'default' was migrated, but the cache 'cut' could not be told afterwards: .* "
-        r"run `manage.py ormcache flush --database default`, and `manage.py migrate",
+        match=r"'default' was migrated, but the cache 'cut' could not be told afterwards \(.*\)\. "
+        r".* run `manage.py ormcache flush --database default`, and `manage.py migrate",
     ):
         migrate(using)
+    assert not state_of(connections[using]).migrating
+
+
+@on_default
+def test_a_cache_that_is_lost_on_the_way_stops_a_migration(cut: Cut, using: str) -> None:
+    migrate(using)
+    plugged(run("UPDATE migrating_item SET name = 'lost'"), do(lambda alias: cut.proxy.cut()))
+    with pytest.raises(CacheUnreachable, match=r"The write to .* was refused"):
+        migrate(using, "0004")
+    with ormcache.disabled():
+        assert items(using) == [("new", 7)]
     assert not state_of(connections[using]).migrating
 
 

@@ -71,7 +71,7 @@ def _flush_before(alias: str) -> None:
     except CacheUnreachable as error:
         raise CacheUnreachable(
             f"Nothing was migrated in the database {alias!r}, because {_cache_of(alias)} could "
-            f"not be told beforehand: {error.__cause__}. Start the cache. Or let writes through "
+            f"not be told beforehand ({error.__cause__}). Start the cache. Or let writes through "
             'with ORMCACHE["ON_CACHE_FAILURE"] = "open", and run '
             f"`manage.py ormcache flush --database {alias}` when the cache is back."
         ) from error.__cause__
@@ -83,7 +83,7 @@ def _flush_after(alias: str) -> None:
     except CacheUnreachable as error:
         raise CacheUnreachable(
             f"The database {alias!r} was migrated, but {_cache_of(alias)} could not be told "
-            f"afterwards: {error.__cause__}. When the cache is back, run `manage.py ormcache "
+            f"afterwards ({error.__cause__}). When the cache is back, run `manage.py ormcache "
             f"flush --database {alias}`, and `manage.py migrate --database {alias}` once more: "
             "receivers of post_migrate have not been called."
         ) from error.__cause__
