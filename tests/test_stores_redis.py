@@ -274,6 +274,29 @@ def test_a_read_of_the_orm_is_one_round_trip(
     assert traffic.of(lambda: cached.hit(name)) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("maxmemory", "policy", "said"),
+    [
+        (0, "noeviction", "no (maxmemory 0, noeviction)"),
+        (0, "allkeys-lru", "no (maxmemory 0, allkeys-lru)"),
+        (100_000_000, "noeviction", "no (maxmemory 100000000, noeviction)"),
+        (100_000_000, "volatile-lru", "no (maxmemory 100000000, volatile-lru)"),
+        (100_000_000, "allkeys-lru", "yes (maxmemory 100000000, allkeys-lru)"),
+    ],
+)
+def test_status_tells_whether_the_server_may_evict_registers(
+    make: Callable[..., Any], admin: Any, space: str, maxmemory: int, policy: str, said: str
+) -> None:
+    """Asked, not assumed: each register that is lost is not cached for a lease."""
+    admin.config_set("maxmemory", maxmemory)
+    admin.config_set("maxmemory-policy", policy)
+    try:
+        assert make().status(space)["registers may be evicted"] == said
+    finally:
+        admin.config_set("maxmemory", 0)
+        admin.config_set("maxmemory-policy", "noeviction")
+
+
 # --- options of the cache --------------------------------------------------------------------
 
 

@@ -52,11 +52,7 @@ class Channel:
         self._pending = 0
         self._unsent = b""
         connection.connect()
-        info = {}
-        for section in (b"server", b"replication"):
-            for line in self.call(pack(b"INFO", section)).splitlines():
-                name, _, value = line.partition(b":")
-                info[name] = value
+        info = {**self.info(b"server"), **self.info(b"replication")}
         if info.get(b"role") != b"master":
             raise CacheError("the server is a replica, which cannot vouch for anything")
         self.replid: bytes = info[b"master_replid"]
@@ -67,6 +63,14 @@ class Channel:
             for name, text in scripts.items()
         }
         """By which name the server keeps each script, as a part of a command."""
+
+    def info(self, section: bytes) -> dict[bytes, bytes]:
+        """What the server says of itself in one section of INFO."""
+        found = {}
+        for line in self.call(pack(b"INFO", section)).splitlines():
+            name, _, value = line.partition(b":")
+            found[name] = value
+        return found
 
     def call(self, command: bytes) -> Any:
         """Send a command and wait for its answer."""

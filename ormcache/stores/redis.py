@@ -250,9 +250,18 @@ class RedisStore(Store):
         seconds, micros = channel.call(pack(b"TIME"))
         born = facts.get(b"b")
         age = int(seconds) + int(micros) / 1e6 - int(born) / 1000 if born else None
+        memory = channel.info(b"memory")
+        policy = memory.get(b"maxmemory_policy", b"unknown").decode()
+        is_bounded = memory.get(b"maxmemory", b"0") != b"0"
+        # Registers have no expiry, so only these policies remove them.
+        evicts = is_bounded and policy.startswith("allkeys")
         return {
             "key prefix": prefix,
             "incarnation": channel.incarnation,
             "age in seconds": None if age is None else round(age, 1),
             "registers": sum(1 for name in facts if name.startswith(b"t:")),
+            "registers may be evicted": (
+                f"{'yes' if evicts else 'no'} (maxmemory "
+                f"{memory.get(b'maxmemory', b'0').decode()}, {policy})"
+            ),
         }
