@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,7 +42,11 @@ _EXISTS = {
         f"WHERE table_schema = DATABASE() AND table_name = '{TABLE}'"
     ),
 }
-_ROWS = f"SELECT id, table_name FROM {TABLE}"
+_ROWS = f"SELECT id, table_name, created FROM {TABLE}"
+
+
+_Row = tuple[Any, ...]
+"""Of the table: id, name of a table and time. The id alone may come back after a TRUNCATE."""
 
 
 class _Look(NamedTuple):
@@ -50,8 +54,13 @@ class _Look(NamedTuple):
 
     at: float
     """When it began to look, on the monotonic clock."""
-    ids: frozenset[int]
-    """The rows that it has told the cache of and that were still there."""
+    told: frozenset[_Row]
+    """The rows that were still there though it has told the cache of them."""
+    doubtful: Mapping[_Row, object]
+    """Rows that it has told of, but has seen in one transaction only, and in which.
+
+    They may be that transaction's own, and not committed yet: then they were told too early.
+    """
 
 
 _looks: dict[str, _Look] = {}
@@ -78,18 +87,25 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
         exists = _EXISTS.get(connection.vendor)
         if last is None and (exists is None or not ask(connection, exists)):
             return Reason.NO_FENCE
-        rows = dict(ask(connection, _ROWS))
+        rows = ask(connection, _ROWS)
     except db.Error:
         # What is the matter, the query itself will say. The table may have been dropped.
         _looks.pop(route.namespace, None)
         return Reason.FENCE
-    seen = last.ids if last is not None else frozenset()
-    if not _tell(route, {name for number, name in rows.items() if number not in seen}):
+    told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
+    if not _tell(route, {row[1] for row in rows if row not in told}):
         return Reason.CACHE_UNREACHABLE
-    if rows and not in_transaction(connection, state):
-        _remove(connection, rows.keys())
-    # Rows of this look that could not be removed are known the next time.
-    _looks[route.namespace] = _Look(now, frozenset(rows))
+    if in_transaction(connection, state):
+        # Anew for each transaction.
+        whose = state.dirty
+        doubtful = {
+            row: whose for row in rows if row not in told and doubtful.get(row, whose) is whose
+        }
+    else:
+        doubtful = {}
+        if rows and _remove(connection, [row[0] for row in rows]):
+            rows = []
+    _looks[route.namespace] = _Look(now, frozenset(rows) - doubtful.keys(), doubtful)
     return None
 
 
@@ -109,13 +125,15 @@ def _tell(route: Route, names: Collection[str]) -> bool:
     return True
 
 
-def _remove(connection: Any, ids: Collection[int]) -> None:
+def _remove(connection: Any, ids: Collection[int]) -> bool:
     """Remove rows that the cache was told of; if that fails, they are only in the way."""
     try:
         with _without_waiting(connection):
             tell(connection, f"DELETE FROM {TABLE} WHERE id IN ({', '.join(map(str, ids))})")
     except db.Error as error:
         _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
+        return False
+    return True
 
 
 @contextmanager

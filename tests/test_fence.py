@@ -261,6 +261,39 @@ def test_a_transaction_that_must_not_be_disturbed_is_not(
         transaction.set_rollback(True, using=using)
 
 
+@on_pairs(("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+def test_a_row_of_the_transaction_that_looks_is_told_again_after_its_commit(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    """Seen before it is committed, it says too early what others cannot see yet."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    with transaction.atomic(using=using):
+        rename(using, "new", "tests_author")
+        clock.now += 3
+        Tag.objects.using(using).count()
+        with session(using):
+            # Another reader meanwhile, for whom nothing has changed.
+            assert fenced.warm(names(using)) == ["old"]
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+@on_pairs(("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+def test_where_all_reads_are_in_transactions_a_row_is_not_told_for_ever(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="old")
+    rename(using, "new", "tests_author")
+    for _ in range(3):
+        with transaction.atomic(using=using):
+            names(using)()
+        clock.now += 3
+    with transaction.atomic(using=using):
+        assert fenced.hit(names(using)) == ["new"]
+
+
 @on_pairs(("default", "redis"), transaction=True)
 def test_on_sqlite_a_read_does_not_wait_for_a_writer(
     fenced: Watch, using: str, clock: Clock, caplog: pytest.LogCaptureFixture
