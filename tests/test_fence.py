@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import OperationalError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
@@ -17,7 +17,7 @@ from ormcache.exceptions import CacheError
 from ormcache.questions import ask
 from ormcache.reasons import Reason
 from tests import backdoor
-from tests.interleaving import route_of, session, store_of
+from tests.interleaving import Background, route_of, session, store_of
 from tests.marks import on_databases, on_pairs
 from tests.models import Author, Tag
 from tests.watching import Watch
@@ -292,6 +292,65 @@ def test_where_all_reads_are_in_transactions_a_row_is_not_told_for_ever(
         clock.now += 3
     with transaction.atomic(using=using):
         assert fenced.hit(names(using)) == ["new"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("trouble", ["dropped", "forbidden"])
+def test_a_fence_that_cannot_be_read_does_not_abort_the_transaction(
+    fenced: Watch, using: str, clock: Clock, trouble: str
+) -> None:
+    Author.objects.using(using).create(name="a")
+    if trouble == "dropped":
+        fenced.warm(names(using))
+        call_command("migrate", "ormcache", "zero", database=using, verbosity=0)
+        clock.now += 3
+    else:
+        backdoor.execute(
+            using,
+            "CREATE ROLE reader",
+            "GRANT SELECT ON tests_author TO reader",
+        )
+    try:
+        with transaction.atomic(using=using):
+            if trouble == "forbidden":
+                backdoor.execute(using, "SET LOCAL ROLE reader")
+            for _ in range(2):
+                assert names(using)() == ["a"]
+            transaction.set_rollback(True, using=using)
+    finally:
+        if trouble == "dropped":
+            call_command("migrate", "ormcache", database=using, verbosity=0)
+        else:
+            backdoor.execute(using, "DROP OWNED BY reader", "DROP ROLE reader")
+
+
+async def test_a_query_that_cannot_have_rows_does_not_look(settings: Any) -> None:
+    """Django answers it without a connection, in a coroutine and in a SimpleTestCase, too."""
+    fence._looks.clear()
+    settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 2, "CACHE_ALIAS": "locmem"}
+    assert list(Author.objects.filter(pk__in=[])) == []
+
+
+@on_postgresql
+def test_nothing_is_asked_on_a_connection_of_another_thread(
+    fenced: Watch, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence._looks.clear()
+    connection = connections[using]
+    connection.ensure_connection()
+    asked: list[str] = []
+    monkeypatch.setattr(fence, "ask", lambda connection, text: asked.append(text) or [])
+
+    def read() -> Any:
+        connections[using] = connection
+        try:
+            with pytest.raises(DatabaseError, match="thread"):
+                names(using)()
+        finally:
+            del connections[using]
+
+    Background(read).result()
+    assert asked == []
 
 
 @on_pairs(("default", "redis"), transaction=True)
