@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from django import db
@@ -25,7 +25,7 @@ from django.db import connections
 from ormcache import sql
 from ormcache.conf import Settings
 from ormcache.exceptions import CacheError
-from ormcache.questions import ask, tell
+from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
 from ormcache.stores import EVERYTHING
@@ -84,14 +84,14 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
         return Reason.FENCE
     try:
         connection.ensure_connection()
-        exists = _EXISTS.get(connection.vendor)
-        if last is None and (exists is None or not ask(connection, exists)):
-            return Reason.NO_FENCE
-        rows = ask(connection, _ROWS)
+        with savepoint(connection) if in_transaction(connection, state) else nullcontext():
+            rows = _rows(connection, is_there=last is not None)
     except db.Error:
         # What is the matter, the query itself will say. The table may have been dropped.
         _looks.pop(route.namespace, None)
         return Reason.FENCE
+    if rows is None:
+        return Reason.NO_FENCE
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
     if not _tell(route, {row[1] for row in rows if row not in told}):
         return Reason.CACHE_UNREACHABLE
@@ -107,6 +107,14 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
             rows = []
     _looks[route.namespace] = _Look(now, frozenset(rows) - doubtful.keys(), doubtful)
     return None
+
+
+def _rows(connection: Any, *, is_there: bool) -> list[_Row] | None:
+    """What is in the table; None if there is none. Raises ``django.db.Error``."""
+    exists = _EXISTS.get(connection.vendor)
+    if not is_there and (exists is None or not ask(connection, exists)):
+        return None
+    return ask(connection, _ROWS)
 
 
 def _tell(route: Route, names: Collection[str]) -> bool:
