@@ -28,8 +28,14 @@ from ormcache.exceptions import CacheError
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
-from ormcache.stores import EVERYTHING
-from ormcache.transactions import in_transaction, is_undisturbed, state_of
+from ormcache.stores import EVERYTHING, Breaker
+from ormcache.transactions import (
+    in_transaction,
+    is_undisturbed,
+    let_go_if_lost,
+    state_of,
+    why_not_read,
+)
 
 TABLE = "ormcache_fence"
 
@@ -64,12 +70,15 @@ class _Look(NamedTuple):
 
 
 _looks: dict[str, _Look] = {}
+_breakers: dict[str, Breaker] = {}
+"""Of primaries that are asked for their replicas' sake, by alias."""
 
 
 def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason | None:
     """Why the cache may not be believed just now, as far as the fence tells; None if it may.
 
     Looks into the fence if that is due, on ``connection`` or, for a replica, on its primary's.
+    Call it after :func:`ormcache.transactions.why_not_read`.
     """
     if settings.FENCE is None:
         return None
@@ -78,25 +87,55 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
     if last is not None and now - last.at < settings.FENCE:
         return None
     if route.lags_behind is not None:
-        connection = connections[route.lags_behind]
-    state = state_of(connection)
-    if not is_undisturbed(connection, state):
-        return Reason.FENCE
+        return _look_on_primary(route.lags_behind, route, now)
     try:
-        connection.ensure_connection()
+        if not is_undisturbed(connection, state_of(connection)):
+            return Reason.FENCE
+        return _look(connection, route, now)
+    except db.Error:
+        # What is the matter, the query itself will say.
+        return Reason.FENCE
+
+
+def _look_on_primary(primary: str, route: Route, now: float) -> Reason | None:
+    breaker = _breakers.setdefault(primary, Breaker())
+    connection: Any = connections[primary]
+    state = state_of(connection)
+    try:
+        if why_not_read(connection, state) or not is_undisturbed(connection, state):
+            # It may show what is not committed, or not show what is.
+            return Reason.FENCE
+        if not breaker.allows():
+            return Reason.FENCE
+        reason = _look(connection, route, now)
+    except Exception:
+        # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
+        breaker.failed()
+        let_go_if_lost(connection, state)
+        return Reason.FENCE
+    breaker.succeeded()
+    return reason
+
+
+def _look(connection: Any, route: Route, now: float) -> Reason | None:
+    """Look into the fence. Raises ``django.db.Error``, and what connecting raises."""
+    last = _looks.get(route.namespace)
+    state = state_of(connection)
+    connection.ensure_connection()
+    try:
         with savepoint(connection) if in_transaction(connection, state) else nullcontext():
             rows = _rows(connection, is_there=last is not None)
     except db.Error:
-        # What is the matter, the query itself will say. The table may have been dropped.
+        # The table may have been dropped.
         _looks.pop(route.namespace, None)
-        return Reason.FENCE
+        raise
     if rows is None:
         return Reason.NO_FENCE
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
     if not _tell(route, {row[1] for row in rows if row not in told}):
         return Reason.CACHE_UNREACHABLE
     if in_transaction(connection, state):
-        # Anew for each transaction.
+        # Another set for each transaction.
         whose = state.dirty
         doubtful = {
             row: whose for row in rows if row not in told and doubtful.get(row, whose) is whose
