@@ -295,6 +295,8 @@ def execute_sql(
         return answer
     behind = replicas.why_not_store(connection, state, route, plan.tables, lookup.vector)
     answer = _run(original, compiler, plan, result_type, chunk_size)
+    if behind is None and replicas.has_moved(state, route):
+        behind = Reason.REPLICA_UNKNOWN
     # The statement may have been the first on a new connection: now its isolation is known.
     reason = (
         plan.reason

@@ -57,7 +57,8 @@ def why_not_store(
 ) -> Reason | None:
     """Why the answer that ``connection`` is about to give must not be stored, or None.
 
-    Call it after the registers were read and before the query runs.
+    Call it after the registers were read and before the query runs, and :func:`has_moved` when
+    it has run.
 
     Args:
         connection: of any alias; only those that lag behind their primary matter.
@@ -158,3 +159,12 @@ def _replayed(connection: Any, state: ConnectionState) -> Position:
             raise PositionUnknown from error
         _telling.add(connection.alias)
     return state.replayed
+
+
+def has_moved(state: ConnectionState, route: Route) -> bool:
+    """Whether the query may have gone to another replica than :func:`why_not_store` asked.
+
+    Django's health check replaces a lost connection just before the statement is sent.
+    """
+    # A new connection begins without a position.
+    return route.lags_behind is not None and route.max_lag is None and state.replayed is None

@@ -61,6 +61,17 @@ def after_the_positions(monkeypatch: pytest.MonkeyPatch, action: Callable[[], No
     monkeypatch.setattr(replicas, "why_not_store", interrupted)
 
 
+def allow_to_connect(monkeypatch: pytest.MonkeyPatch, alias: str) -> None:
+    """Let an alias that this test has made connect anew."""
+    connection = connections[alias]
+
+    def ensure_connection() -> None:
+        if connection.connection is None:
+            connection.connect()
+
+    monkeypatch.setattr(connection, "ensure_connection", ensure_connection)
+
+
 def stored(watch: Watch) -> list[Reason | None]:
     return [read.reason for read in watch.reads]
 
@@ -259,6 +270,20 @@ def test_a_primary_that_is_down_costs_caching_and_no_error(
         assert names(REPLICA)() == ["a"]
     assert stored(group)[-5:] == [Reason.REPLICA_UNKNOWN] * 5
     assert len(tried) == 1, "a primary that does not answer is asked again and again"
+
+
+@on_replicated()
+def test_what_is_read_on_another_connection_than_was_asked_is_not_stored(
+    group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's health check replaces a lost one when the query begins: by another server's."""
+    Author.objects.using(PRIMARY).create(name="a")
+    pair.replica.wait_for_primary()
+    group.warm(names(REPLICA))
+    allow_to_connect(monkeypatch, REPLICA)
+    after_the_positions(monkeypatch, connections[REPLICA].close)
+    Author.objects.using(REPLICA).filter(name="a").first()
+    assert stored(group)[-1] is Reason.REPLICA_UNKNOWN
 
 
 @on_replicated()
