@@ -92,7 +92,6 @@ def explain(
             reason = Reason.NO_CACHE
         else:
             reason = transactions.why_not_read(connection, state)
-            reason = reason or fence.why_not_trust(connection, route, settings)
     plan = reads.Plan()
     try:
         plan = reads.make_plan(compiler, MULTI, state, route, settings)
@@ -101,7 +100,7 @@ def explain(
         plan = reads.complete(compiler, plan, settings)
     except EmptyResultSet:
         reason = reason or Reason.NO_ROWS_POSSIBLE
-    reason = reason or plan.reason
+    reason = reason or plan.reason or fence.why_not_trust(connection, route, settings)
     if reason is not None:
         return _explanation(queryset.db, route, plan, reason)
     lookup = reads.look_up(route, plan)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from django import db
@@ -25,11 +25,17 @@ from django.db import connections
 from ormcache import sql
 from ormcache.conf import Settings
 from ormcache.exceptions import CacheError
-from ormcache.questions import ask, tell
+from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
-from ormcache.stores import EVERYTHING
-from ormcache.transactions import in_transaction, is_undisturbed, state_of
+from ormcache.stores import EVERYTHING, Breaker
+from ormcache.transactions import (
+    in_transaction,
+    is_undisturbed,
+    let_go_if_lost,
+    state_of,
+    why_not_read,
+)
 
 TABLE = "ormcache_fence"
 
@@ -42,7 +48,11 @@ _EXISTS = {
         f"WHERE table_schema = DATABASE() AND table_name = '{TABLE}'"
     ),
 }
-_ROWS = f"SELECT id, table_name FROM {TABLE}"
+_ROWS = f"SELECT id, table_name, created FROM {TABLE}"
+
+
+_Row = tuple[Any, ...]
+"""Of the table: id, name of a table and time. The id alone may come back after a TRUNCATE."""
 
 
 class _Look(NamedTuple):
@@ -50,17 +60,25 @@ class _Look(NamedTuple):
 
     at: float
     """When it began to look, on the monotonic clock."""
-    ids: frozenset[int]
-    """The rows that it has told the cache of and that were still there."""
+    told: frozenset[_Row]
+    """The rows that were still there though it has told the cache of them."""
+    doubtful: Mapping[_Row, object]
+    """Rows that it has told of, but has seen in one transaction only, and in which.
+
+    They may be that transaction's own, and not committed yet: then they were told too early.
+    """
 
 
 _looks: dict[str, _Look] = {}
+_breakers: dict[str, Breaker] = {}
+"""Of primaries that are asked for their replicas' sake, by alias."""
 
 
 def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason | None:
     """Why the cache may not be believed just now, as far as the fence tells; None if it may.
 
     Looks into the fence if that is due, on ``connection`` or, for a replica, on its primary's.
+    Call it after :func:`ormcache.transactions.why_not_read`.
     """
     if settings.FENCE is None:
         return None
@@ -69,28 +87,73 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
     if last is not None and now - last.at < settings.FENCE:
         return None
     if route.lags_behind is not None:
-        connection = connections[route.lags_behind]
-    state = state_of(connection)
-    if not is_undisturbed(connection, state):
-        return Reason.FENCE
+        return _look_on_primary(route.lags_behind, route, now)
     try:
-        connection.ensure_connection()
-        exists = _EXISTS.get(connection.vendor)
-        if last is None and (exists is None or not ask(connection, exists)):
-            return Reason.NO_FENCE
-        rows = dict(ask(connection, _ROWS))
+        if not is_undisturbed(connection, state_of(connection)):
+            return Reason.FENCE
+        return _look(connection, route, now)
     except db.Error:
-        # What is the matter, the query itself will say. The table may have been dropped.
-        _looks.pop(route.namespace, None)
+        # What is the matter, the query itself will say.
         return Reason.FENCE
-    seen = last.ids if last is not None else frozenset()
-    if not _tell(route, {name for number, name in rows.items() if number not in seen}):
+
+
+def _look_on_primary(primary: str, route: Route, now: float) -> Reason | None:
+    breaker = _breakers.setdefault(primary, Breaker())
+    connection: Any = connections[primary]
+    state = state_of(connection)
+    try:
+        if why_not_read(connection, state) or not is_undisturbed(connection, state):
+            # It may show what is not committed, or not show what is.
+            return Reason.FENCE
+        if not breaker.allows():
+            return Reason.FENCE
+        reason = _look(connection, route, now)
+    except Exception:
+        # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
+        breaker.failed()
+        let_go_if_lost(connection, state)
+        return Reason.FENCE
+    breaker.succeeded()
+    return reason
+
+
+def _look(connection: Any, route: Route, now: float) -> Reason | None:
+    """Look into the fence. Raises ``django.db.Error``, and what connecting raises."""
+    last = _looks.get(route.namespace)
+    state = state_of(connection)
+    connection.ensure_connection()
+    try:
+        with savepoint(connection) if in_transaction(connection, state) else nullcontext():
+            rows = _rows(connection, is_there=last is not None)
+    except db.Error:
+        # The table may have been dropped.
+        _looks.pop(route.namespace, None)
+        raise
+    if rows is None:
+        return Reason.NO_FENCE
+    told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
+    if not _tell(route, {row[1] for row in rows if row not in told}):
         return Reason.CACHE_UNREACHABLE
-    if rows and not in_transaction(connection, state):
-        _remove(connection, rows.keys())
-    # Rows of this look that could not be removed are known the next time.
-    _looks[route.namespace] = _Look(now, frozenset(rows))
+    if in_transaction(connection, state):
+        # Another set for each transaction.
+        whose = state.dirty
+        doubtful = {
+            row: whose for row in rows if row not in told and doubtful.get(row, whose) is whose
+        }
+    else:
+        doubtful = {}
+        if rows and _remove(connection, [row[0] for row in rows]):
+            rows = []
+    _looks[route.namespace] = _Look(now, frozenset(rows) - doubtful.keys(), doubtful)
     return None
+
+
+def _rows(connection: Any, *, is_there: bool) -> list[_Row] | None:
+    """What is in the table; None if there is none. Raises ``django.db.Error``."""
+    exists = _EXISTS.get(connection.vendor)
+    if not is_there and (exists is None or not ask(connection, exists)):
+        return None
+    return ask(connection, _ROWS)
 
 
 def _tell(route: Route, names: Collection[str]) -> bool:
@@ -109,13 +172,15 @@ def _tell(route: Route, names: Collection[str]) -> bool:
     return True
 
 
-def _remove(connection: Any, ids: Collection[int]) -> None:
+def _remove(connection: Any, ids: Collection[int]) -> bool:
     """Remove rows that the cache was told of; if that fails, they are only in the way."""
     try:
         with _without_waiting(connection):
             tell(connection, f"DELETE FROM {TABLE} WHERE id IN ({', '.join(map(str, ids))})")
     except db.Error as error:
         _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
+        return False
+    return True
 
 
 @contextmanager

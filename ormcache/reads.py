@@ -270,13 +270,14 @@ def execute_sql(
     else:
         transactions.prepare_session(connection)
         reason = transactions.why_not_read(connection, state)
-        if reason is None and settings.FENCE is not None:
-            reason = fence.why_not_trust(connection, route, settings)
     if reason is not None:
         _report(compiler, "skip", reason)
         return original(compiler, result_type, chunked_fetch, chunk_size)
     try:
         plan = _planned(compiler, result_type, state, route, settings)
+        if plan.reason is None and settings.FENCE is not None:
+            # Not before it is known that Django would use this connection.
+            plan = plan._replace(reason=fence.why_not_trust(connection, route, settings))
         if plan.reason is not None:
             _report(compiler, "skip", plan.reason, plan)
             return _run(original, compiler, plan, result_type, chunk_size)
@@ -294,6 +295,8 @@ def execute_sql(
         return answer
     behind = replicas.why_not_store(connection, state, route, plan.tables, lookup.vector)
     answer = _run(original, compiler, plan, result_type, chunk_size)
+    if behind is None and replicas.has_moved(state, route):
+        behind = Reason.REPLICA_UNKNOWN
     # The statement may have been the first on a new connection: now its isolation is known.
     reason = (
         plan.reason

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from django import db
 from django.db import connections
 
+from ormcache.questions import savepoint
 from ormcache.reasons import Reason
 from ormcache.routers import positions
 from ormcache.routers.namespaces import Route
@@ -30,6 +32,7 @@ from ormcache.transactions import (
     ConnectionState,
     in_transaction,
     is_undisturbed,
+    let_go_if_lost,
     state_of,
 )
 
@@ -57,7 +60,8 @@ def why_not_store(
 ) -> Reason | None:
     """Why the answer that ``connection`` is about to give must not be stored, or None.
 
-    Call it after the registers were read and before the query runs.
+    Call it after the registers were read and before the query runs, and :func:`has_moved` when
+    it has run.
 
     Args:
         connection: of any alias; only those that lag behind their primary matter.
@@ -119,25 +123,23 @@ def _needed(place: tuple[str, str], value: str, primary: str) -> Position:
 def _written(primary: str) -> Position:
     """How far the primary has written. Raises PositionUnknown, also if it does not answer."""
     breaker = _breakers.setdefault(primary, Breaker())
-    if not breaker.allows():
-        raise PositionUnknown
+    connection: Any = connections[primary]
+    state = state_of(connection)
     try:
-        connection: Any = connections[primary]
-        state = state_of(connection)
-        is_risky = primary not in _telling and in_transaction(connection, state)
-        if is_risky or not is_undisturbed(connection, state):
+        if not is_undisturbed(connection, state) or not breaker.allows():
             raise PositionUnknown
         connection.ensure_connection()
-        position = positions.written(connection)
-        _telling.add(primary)
+        with _without_risk(connection, state):
+            position = positions.written(connection)
     except PositionUnknown:
-        breaker.succeeded()
         raise
     except Exception as error:
         # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
+        let_go_if_lost(connection, state)
         raise PositionUnknown from error
     breaker.succeeded()
+    _telling.add(primary)
     return position
 
 
@@ -147,14 +149,28 @@ def _replayed(connection: Any, state: ConnectionState) -> Position:
     Kept on the connection: behind a load balancer the next one may lead to another server.
     """
     if state.replayed is None:
-        is_risky = connection.alias not in _telling and in_transaction(connection, state)
-        if is_risky or not is_undisturbed(connection, state):
-            # An error would abort the user's transaction.
+        if not is_undisturbed(connection, state):
             raise PositionUnknown
         connection.ensure_connection()
         try:
-            state.replayed = positions.replayed(connection)
+            with _without_risk(connection, state):
+                state.replayed = positions.replayed(connection)
         except db.Error as error:
             raise PositionUnknown from error
         _telling.add(connection.alias)
     return state.replayed
+
+
+def _without_risk(connection: Any, state: ConnectionState) -> AbstractContextManager[None]:
+    """The first question to a server may be an error, which must not abort a transaction."""
+    is_risky = connection.alias not in _telling and in_transaction(connection, state)
+    return savepoint(connection) if is_risky else nullcontext()
+
+
+def has_moved(state: ConnectionState, route: Route) -> bool:
+    """Whether the query may have gone to another replica than :func:`why_not_store` asked.
+
+    Django's health check replaces a lost connection just before the statement is sent.
+    """
+    # A new connection begins without a position.
+    return route.lags_behind is not None and route.max_lag is None and state.replayed is None

@@ -12,6 +12,7 @@ vital, so a crash at any point after it costs one lease of caching and no truth.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -245,6 +246,17 @@ def is_undisturbed(connection: Any, state: ConnectionState) -> bool:
     if connection.vendor == "postgresql" and _is_aborted(connection):
         return False
     return _isolation(connection, state) is None
+
+
+def let_go_if_lost(connection: Any, state: ConnectionState) -> None:
+    """Close a connection that a question of our own has found lost: the next opens a new one.
+
+    In a transaction it is left for the user's own statements to find.
+    """
+    if connection.connection is not None and not in_transaction(connection, state):
+        with contextlib.suppress(Exception):
+            if not connection.is_usable():
+                connection.close()
 
 
 # --- tables that the cache was not told of -------------------------------------------------

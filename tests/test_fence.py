@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import OperationalError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
@@ -17,10 +17,11 @@ from ormcache.exceptions import CacheError
 from ormcache.questions import ask
 from ormcache.reasons import Reason
 from tests import backdoor
-from tests.interleaving import route_of, session, store_of
+from tests.aliases import alias_of
+from tests.interleaving import Background, route_of, session, store_of
 from tests.marks import on_databases, on_pairs
 from tests.models import Author, Tag
-from tests.watching import Watch
+from tests.watching import Watch, wait_for_quarantine
 
 ANNOUNCE = "INSERT INTO ormcache_fence (table_name) VALUES ('{}')"
 
@@ -261,6 +262,98 @@ def test_a_transaction_that_must_not_be_disturbed_is_not(
         transaction.set_rollback(True, using=using)
 
 
+@on_pairs(("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+def test_a_row_of_the_transaction_that_looks_is_told_again_after_its_commit(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    """Seen before it is committed, it says too early what others cannot see yet."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    with transaction.atomic(using=using):
+        rename(using, "new", "tests_author")
+        clock.now += 3
+        Tag.objects.using(using).count()
+        with session(using):
+            # Another reader meanwhile, for whom nothing has changed.
+            assert fenced.warm(names(using)) == ["old"]
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+@on_pairs(("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+def test_where_all_reads_are_in_transactions_a_row_is_not_told_for_ever(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="old")
+    rename(using, "new", "tests_author")
+    for _ in range(3):
+        with transaction.atomic(using=using):
+            names(using)()
+        clock.now += 3
+    with transaction.atomic(using=using):
+        assert fenced.hit(names(using)) == ["new"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("trouble", ["dropped", "forbidden"])
+def test_a_fence_that_cannot_be_read_does_not_abort_the_transaction(
+    fenced: Watch, using: str, clock: Clock, trouble: str
+) -> None:
+    Author.objects.using(using).create(name="a")
+    if trouble == "dropped":
+        fenced.warm(names(using))
+        call_command("migrate", "ormcache", "zero", database=using, verbosity=0)
+        clock.now += 3
+    else:
+        backdoor.execute(
+            using,
+            "CREATE ROLE reader",
+            "GRANT SELECT ON tests_author TO reader",
+        )
+    try:
+        with transaction.atomic(using=using):
+            if trouble == "forbidden":
+                backdoor.execute(using, "SET LOCAL ROLE reader")
+            for _ in range(2):
+                assert names(using)() == ["a"]
+            transaction.set_rollback(True, using=using)
+    finally:
+        if trouble == "dropped":
+            call_command("migrate", "ormcache", database=using, verbosity=0)
+        else:
+            backdoor.execute(using, "DROP OWNED BY reader", "DROP ROLE reader")
+
+
+async def test_a_query_that_cannot_have_rows_does_not_look(settings: Any) -> None:
+    """Django answers it without a connection, in a coroutine and in a SimpleTestCase, too."""
+    fence._looks.clear()
+    settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 2, "CACHE_ALIAS": "locmem"}
+    assert list(Author.objects.filter(pk__in=[])) == []
+
+
+@on_postgresql
+def test_nothing_is_asked_on_a_connection_of_another_thread(
+    fenced: Watch, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence._looks.clear()
+    connection = connections[using]
+    connection.ensure_connection()
+    asked: list[str] = []
+    monkeypatch.setattr(fence, "ask", lambda connection, text: asked.append(text) or [])
+
+    def read() -> Any:
+        connections[using] = connection
+        try:
+            with pytest.raises(DatabaseError, match="thread"):
+                names(using)()
+        finally:
+            del connections[using]
+
+    Background(read).result()
+    assert asked == []
+
+
 @on_pairs(("default", "redis"), transaction=True)
 def test_on_sqlite_a_read_does_not_wait_for_a_writer(
     fenced: Watch, using: str, clock: Clock, caplog: pytest.LogCaptureFixture
@@ -280,6 +373,94 @@ def test_on_sqlite_a_read_does_not_wait_for_a_writer(
         cursor.execute("ROLLBACK")
         cursor.close()
     assert len(rows(using)) == 1
+
+
+# --- the fence of a primary, seen from a replica -----------------------------------------------
+
+
+@pytest.fixture
+def replica(fenced: Watch, using: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An alias that counts as a replica of ``using``, with nothing looked into yet."""
+    with alias_of(using, "replica"):
+        monkeypatch.setattr("ormcache.routers.namespaces.identity", lambda its: (its.alias,))
+        databases = {"replica": {"PRIMARY": using, "MAX_LAG": 0.000_001}}
+        settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": databases}
+        ormcache.flush(using=using)
+        wait_for_quarantine(using)
+        fence._looks.clear()
+        monkeypatch.setattr(fence, "_breakers", {})
+        yield "replica"
+
+
+@on_postgresql
+def test_a_replica_looks_into_the_fence_of_its_primary(
+    fenced: Watch, using: str, replica: str, clock: Clock
+) -> None:
+    Author.objects.using(using).create(name="old")
+    names(replica)()
+    fenced.warm(names(replica))
+    rename(using, "new", "tests_author")
+    clock.now += 3
+    names(replica)()
+    assert fenced.warm(names(replica)) == ["new"]
+    assert rows(using) == []
+
+
+@on_postgresql
+@pytest.mark.parametrize("error", [OperationalError("it is down"), RuntimeError("forbidden")])
+def test_a_primary_that_cannot_be_asked_costs_its_replica_no_error_and_little_time(
+    fenced: Watch,
+    using: str,
+    replica: str,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """It may be down, or a test case may forbid it."""
+    Author.objects.using(using).create(name="a")
+    tried: list[int] = []
+
+    def refuse() -> None:
+        tried.append(1)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connections[using], "ensure_connection", refuse)
+        with fenced.expect(*[Reason.FENCE] * 5):
+            for _ in range(5):
+                assert names(replica)() == ["a"]
+    assert len(tried) == 1, "a primary that does not answer is asked again and again"
+
+
+@on_postgresql
+def test_a_connection_to_the_primary_that_was_lost_is_replaced(
+    fenced: Watch, using: str, replica: str, clock: Clock
+) -> None:
+    """Nobody but the fence may use it in this thread, and so nobody else would close it."""
+    names(replica)()
+    assert fence._looks
+    with session(using) as other:
+        other.ensure_connection()
+        pid = connections[replica].connection.info.backend_pid
+    lost = connections[using].connection.info.backend_pid
+    assert pid != lost
+    backdoor.execute(replica, f"SELECT pg_terminate_backend({lost}, 10000)")
+    clock.now += 3
+    with fenced.expect(Reason.FENCE):
+        names(replica)()
+    fence._breakers.clear()
+    with fenced.expect("miss"):
+        names(replica)()
+
+
+@on_pairs(("mariadb", "redis"), transaction=True)
+def test_a_primary_that_shows_what_is_not_committed_is_not_asked(
+    fenced: Watch, using: str, replica: str, clock: Clock
+) -> None:
+    """What it shows would be told too early, and removed when it is committed."""
+    options = {"isolation_level": "read uncommitted"}
+    with session(using, OPTIONS=options), fenced.expect(Reason.FENCE):
+        names(replica)()
 
 
 @everywhere

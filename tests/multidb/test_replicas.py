@@ -11,6 +11,7 @@ import ormcache
 from ormcache import replicas
 from ormcache.conf import current
 from ormcache.exceptions import SettingsError
+from ormcache.questions import ask
 from ormcache.reasons import Reason
 from ormcache.routers import positions
 from ormcache.routers.groups import primaries, primary_of, replicas_of
@@ -59,6 +60,17 @@ def after_the_positions(monkeypatch: pytest.MonkeyPatch, action: Callable[[], No
         return reason
 
     monkeypatch.setattr(replicas, "why_not_store", interrupted)
+
+
+def allow_to_connect(monkeypatch: pytest.MonkeyPatch, alias: str) -> None:
+    """Let an alias that this test has made connect anew."""
+    connection = connections[alias]
+
+    def ensure_connection() -> None:
+        if connection.connection is None:
+            connection.connect()
+
+    monkeypatch.setattr(connection, "ensure_connection", ensure_connection)
 
 
 def stored(watch: Watch) -> list[Reason | None]:
@@ -262,6 +274,64 @@ def test_a_primary_that_is_down_costs_caching_and_no_error(
 
 
 @on_replicated()
+def test_a_connection_to_the_primary_that_was_lost_is_replaced(
+    group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody but ormcache may use it in this thread, and so nobody else would close it."""
+    Author.objects.using(PRIMARY).create(name="a")
+    pair.replica.wait_for_primary()
+    if pair.like == "postgresql":
+        lost = connections[PRIMARY].connection.info.backend_pid
+        pair.primary.ask(f"SELECT pg_terminate_backend({lost}, 10000)")
+    else:
+        pair.primary.ask(f"KILL {connections[PRIMARY].connection.thread_id()}")
+    allow_to_connect(monkeypatch, PRIMARY)
+    assert names(REPLICA)() == ["a"]
+    assert stored(group)[-1] is Reason.REPLICA_UNKNOWN
+    replicas._breakers.clear()
+    group.warm(names(REPLICA))
+
+
+@on_replicated()
+def test_requests_in_transactions_learn_the_positions(
+    group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ATOMIC_REQUESTS nothing is ever read outside of one."""
+    Author.objects.using(PRIMARY).create(name="a")
+    pair.replica.wait_for_primary()
+    with transaction.atomic(using=PRIMARY), transaction.atomic(using=REPLICA):
+        assert group.warm(names(REPLICA)) == ["a"]
+
+
+@on_replicated()
+@pytest.mark.parametrize("name", ["written", "replayed"])
+def test_a_server_that_does_not_tell_leaves_the_transaction_alone(
+    group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Author.objects.using(PRIMARY).create(name="a")
+    pair.replica.wait_for_primary()
+    monkeypatch.setattr(positions, name, lambda its: ask(its, "SELECT no_such_function()"))
+    with transaction.atomic(using=PRIMARY), transaction.atomic(using=REPLICA):
+        assert names(REPLICA)() == ["a"]
+        assert stored(group)[-1] is Reason.REPLICA_UNKNOWN
+        assert names(PRIMARY)() == names(REPLICA)() == ["a"]
+
+
+@on_replicated()
+def test_what_is_read_on_another_connection_than_was_asked_is_not_stored(
+    group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's health check replaces a lost one when the query begins: by another server's."""
+    Author.objects.using(PRIMARY).create(name="a")
+    pair.replica.wait_for_primary()
+    group.warm(names(REPLICA))
+    allow_to_connect(monkeypatch, REPLICA)
+    after_the_positions(monkeypatch, connections[REPLICA].close)
+    Author.objects.using(REPLICA).filter(name="a").first()
+    assert stored(group)[-1] is Reason.REPLICA_UNKNOWN
+
+
+@on_replicated()
 def test_a_new_connection_may_lead_to_another_replica(group: Watch, pair: Pair) -> None:
     Author.objects.using(PRIMARY).create(name="a")
     pair.replica.wait_for_primary()
@@ -444,6 +514,6 @@ def test_a_log_that_ends_with_a_page_does_not_make_the_replica_late(
 
 @on_databases("default")
 def test_other_databases_tell_no_position(using: str) -> None:
-    for ask in (positions.written, positions.replayed):
+    for question in (positions.written, positions.replayed):
         with pytest.raises(positions.PositionUnknown):
-            ask(connections[using])
+            question(connections[using])
