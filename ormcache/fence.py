@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -49,6 +49,20 @@ _EXISTS = {
     ),
 }
 _ROWS = f"SELECT id, table_name, created FROM {TABLE}"
+
+
+_AT_ONCE = 1000
+"""How many rows are removed by one statement."""
+_WAITS: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    "sqlite": ("PRAGMA busy_timeout", "PRAGMA busy_timeout = {}", (0,)),
+    # Seconds, of which MySQL takes no less than one.
+    "mysql": (
+        "SELECT @@lock_wait_timeout, @@innodb_lock_wait_timeout",
+        "SET lock_wait_timeout = {}, innodb_lock_wait_timeout = {}",
+        (1, 1),
+    ),
+}
+"""How long a session waits for a lock: how to ask, how to set it, and the least."""
 
 
 _Row = tuple[Any, ...]
@@ -172,11 +186,13 @@ def _tell(route: Route, names: Collection[str]) -> bool:
     return True
 
 
-def _remove(connection: Any, ids: Collection[int]) -> bool:
+def _remove(connection: Any, ids: Sequence[int]) -> bool:
     """Remove rows that the cache was told of; if that fails, they are only in the way."""
     try:
-        with _without_waiting(connection):
-            tell(connection, f"DELETE FROM {TABLE} WHERE id IN ({', '.join(map(str, ids))})")
+        with _without_waiting(connection) as in_front:
+            for start in range(0, len(ids), _AT_ONCE):
+                some = ", ".join(map(str, ids[start : start + _AT_ONCE]))
+                tell(connection, f"{in_front}DELETE FROM {TABLE} WHERE id IN ({some})")
     except db.Error as error:
         _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
         return False
@@ -184,14 +200,19 @@ def _remove(connection: Any, ids: Collection[int]) -> bool:
 
 
 @contextmanager
-def _without_waiting(connection: Any) -> Iterator[None]:
-    """On SQLite, one writer excludes the others: a read must not wait for them."""
-    if connection.vendor != "sqlite":
-        yield
+def _without_waiting(connection: Any) -> Iterator[str]:
+    """A read must not wait for those who have locked the table, such as a dump.
+
+    Gives what has to stand in front of each statement.
+    """
+    if connection.vendor == "postgresql":
+        # Over with the text, which is one transaction: the session may be a pooler's.
+        yield "SET LOCAL lock_timeout = 50; "
         return
-    ((milliseconds,),) = ask(connection, "PRAGMA busy_timeout")
-    tell(connection, "PRAGMA busy_timeout = 0")
+    question, setting, least = _WAITS[connection.vendor]
+    (usual,) = ask(connection, question)
+    tell(connection, setting.format(*least))
     try:
-        yield
+        yield ""
     finally:
-        tell(connection, f"PRAGMA busy_timeout = {milliseconds}")
+        tell(connection, setting.format(*usual))

@@ -193,7 +193,7 @@ def test_rows_that_cannot_be_removed_are_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(connection: Any, statement: str) -> None:
-        if statement.startswith("DELETE"):
+        if "DELETE" in statement:
             raise OperationalError("permission denied")
 
     monkeypatch.setattr(fence, "tell", refuse)
@@ -206,6 +206,18 @@ def test_rows_that_cannot_be_removed_are_told_once(
     assert fenced.hit(names(using)) == ["new"]
     assert "permission denied" in caplog.text
     assert len(rows(using)) == 1
+
+
+@everywhere
+def test_many_rows_are_removed_in_parts(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence, "_AT_ONCE", 2)
+    fenced.warm(names(using))
+    backdoor.execute(using, *[ANNOUNCE.format("tests_author")] * 5)
+    clock.now += 3
+    fenced.warm(names(using))
+    assert rows(using) == []
 
 
 @everywhere
@@ -352,6 +364,44 @@ def test_nothing_is_asked_on_a_connection_of_another_thread(
 
     Background(read).result()
     assert asked == []
+
+
+@on_pairs(("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+@pytest.mark.parametrize("locked", ["rows", "table"])
+def test_a_read_does_not_wait_for_who_has_locked_the_fence(
+    fenced: Watch, using: str, clock: Clock, locked: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transaction that removes rows, too; a dump that locks all tables."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_author")
+    clock.now += 3
+
+    def read() -> Any:
+        return names(using)(), ask(connections[using], _WAITS[using])
+
+    with session(using):
+        if locked == "rows":
+            backdoor.execute(using, "BEGIN", "DELETE FROM ormcache_fence")
+        elif using == "postgresql":
+            backdoor.execute(using, "BEGIN", "LOCK TABLE ormcache_fence IN SHARE MODE")
+        else:
+            backdoor.execute(using, "LOCK TABLES ormcache_fence READ")
+        answer, waits = Background(read).result()
+    assert answer == ["new"]
+    assert waits == ask(connections[using], _WAITS[using])
+    assert "could not be removed" in caplog.text
+    assert fenced.hit(names(using)) == ["new"]
+    assert len(rows(using)) == 1
+    clock.now += 3
+    assert fenced.hit(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+_WAITS = {
+    "postgresql": "SHOW lock_timeout",
+    "mariadb": "SELECT @@lock_wait_timeout, @@innodb_lock_wait_timeout",
+}
 
 
 @on_pairs(("default", "redis"), transaction=True)
