@@ -20,7 +20,7 @@ from django.db import connections
 
 from ormcache import conf, sql
 from ormcache.exceptions import SettingsError
-from ormcache.routers import groups
+from ormcache.routers import chosen, groups
 from ormcache.routers.namespaces import cache_alias_of, group_namespace, identity
 from ormcache.stores import strict_store
 
@@ -58,6 +58,7 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
         )
         return found
     found += _groups(primaries, settings)
+    found += _chosen_namespaces(settings)
     if settings.ENABLED:
         found += _shared_databases(settings)
         found += _undeclared_replicas(primaries, settings)
@@ -281,6 +282,23 @@ def _groups(
                 f"ORMCACHE['DATABASES'][{alias!r}] has a MAX_LAG, but {alias!r} is no replica.",
                 f"Say of which alias it is: ORMCACHE['DATABASES'][{alias!r}]['PRIMARY'].",
             )
+
+
+def _chosen_namespaces(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """Try the functions that choose namespaces: one that fails would fail at every query."""
+    messages: dict[str, None] = {}
+    for alias in connections:
+        try:
+            chosen.text_for(connections[alias], settings)
+        except SettingsError as error:
+            messages[str(error)] = None
+    for message in messages:
+        yield _error(
+            "E014",
+            message,
+            "NAMESPACE must be a function, or its dotted path, that can be called at any time "
+            "with a connection, open or not, makes no query and returns a short string.",
+        )
 
 
 def _is_one_database(one: str, other: str) -> bool:

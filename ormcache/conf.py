@@ -25,6 +25,8 @@ class Problem(NamedTuple):
 
 
 Accepts = Callable[[Any], bool]
+Function = Callable[[Any], str] | str | None
+"""A function, or its dotted path."""
 
 
 def _option(default: Any, expected: str, accepts: Accepts) -> Any:
@@ -74,6 +76,21 @@ def _text(default: str | None) -> Any:
     return _option(default, "a string", lambda value: isinstance(value, str))
 
 
+def _function(default: Any) -> Any:
+    return _option(
+        default,
+        "a function that takes a database connection, its dotted path as a string, or None",
+        lambda value: (
+            value is None or callable(value) or (isinstance(value, str) and "." in value)
+        ),
+    )
+
+
+def is_part_of_key(text: str) -> bool:
+    """Whether ``text`` may stand in every key: ASCII letters, digits and ``. _ -`` only."""
+    return text.isascii() and all(character.isalnum() or character in "._-" for character in text)
+
+
 def _is_names(value: object) -> bool:
     return isinstance(value, (list, tuple, set, frozenset)) and all(
         isinstance(name, str) for name in value
@@ -112,6 +129,7 @@ class DatabaseSettings:
     ENABLED: bool = _flag(True)
     CACHE_ALIAS: str | None = _text(None)
     TIMEOUT: float | Literal[Inherited.INHERITED] | None = _own_timeout()
+    NAMESPACE: Function | Literal[Inherited.INHERITED] = _function(Inherited.INHERITED)
     PRIMARY: str | None = _text(None)
     MAX_LAG: float | None = _seconds(None)
 
@@ -134,12 +152,9 @@ class Settings:
     KEY_PREFIX: str = _option(
         "",
         "a string of ASCII letters, digits and . _ - (it becomes part of every key)",
-        lambda value: (
-            isinstance(value, str)
-            and value.isascii()
-            and all(character.isalnum() or character in "._-" for character in value)
-        ),
+        lambda value: isinstance(value, str) and is_part_of_key(value),
     )
+    NAMESPACE: Function = _function(None)
     CONSISTENCY: Literal["auto", "strict", "standard"] = _choice(
         "auto", "auto", "strict", "standard"
     )

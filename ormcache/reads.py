@@ -268,7 +268,8 @@ def execute_sql(
     elif route.store is None:
         reason = Reason.NO_CACHE
     else:
-        transactions.prepare_session(connection)
+        if transactions.prepare_session(connection):
+            route = state.route(connection, settings)
         reason = transactions.why_not_read(connection, state)
     if reason is not None:
         _report(compiler, "skip", reason)
@@ -302,6 +303,7 @@ def execute_sql(
         plan.reason
         or behind
         or transactions.why_not_read(connection, state)
+        or (Reason.SESSION if state.route(connection, settings) is not route else None)
         or _store(route, plan, lookup.vector, result_type, answer, settings)
     )
     _report(compiler, "miss", reason, plan)

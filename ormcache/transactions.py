@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 from django import db
@@ -34,6 +34,7 @@ from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
 from ormcache.questions import ask
 from ormcache.reasons import Reason
+from ormcache.routers import chosen
 from ormcache.routers.namespaces import Route, basis, route
 from ormcache.routers.positions import Position
 from ormcache.signals import tables_invalidated
@@ -58,6 +59,7 @@ class ConnectionState:
         "migrating",
         "path_in_doubt",
         "path_set_here",
+        "places",
         "replayed",
         "search_path",
         "session",
@@ -99,6 +101,8 @@ class ConnectionState:
     def ended(self) -> None:
         """The transaction is over."""
         self.dirty = set()
+        self.places: dict[str, Route] = {}
+        """Routes by namespace: where it wrote, if ``NAMESPACE`` may have sent it to several."""
         self.manual = False
         self.until_end = None
         self.path_set_here = False
@@ -110,10 +114,22 @@ class ConnectionState:
 
     def route(self, connection: Any, settings: Settings) -> Route:
         """Where this connection's answers are kept."""
-        now = (settings, generation(), *basis(connection, settings))
+        text = chosen.text_for(connection, settings)
+        now = (settings, generation(), text, *basis(connection, settings))
         if self._route is None or now != self._basis:
-            self._route, self._basis = route(connection, settings), now
+            self._route, self._basis = route(connection, settings, text), now
         return self._route
+
+    def wrote(self, connection: Any, tables: Collection[str]) -> None:
+        """The transaction that is open writes ``tables``."""
+        if not tables:
+            return
+        self.dirty.update(tables)
+        settings = current()
+        if chosen.is_configured(settings):
+            # By the time of the commit another namespace may have been chosen.
+            route = self.route(connection, settings)
+            self.places[route.namespace] = route
 
 
 def state_of(connection: Any) -> ConnectionState:
@@ -175,17 +191,21 @@ def _is_aborted(connection: Any) -> bool:
     return getattr(info, "transaction_status", None) == 3
 
 
-def prepare_session(connection: Any) -> None:
+def prepare_session(connection: Any) -> bool:
     """Connect, if a receiver of ``connection_created`` may then alter the session.
 
     A search path, a role or a variable of row-level security decides what a query sees: the
     answer must not be looked up before it is known. Raises what connecting raises.
+
+    Returns whether it has connected, so that the route may be another.
     """
-    if connection.connection is None and any(
-        not getattr(receiver, "__module__", "").startswith("django.")
+    if connection.connection is not None or all(
+        getattr(receiver, "__module__", "").startswith("django.")
         for receiver in _receivers(connection_created)
     ):
-        connection.ensure_connection()
+        return False
+    connection.ensure_connection()
+    return True
 
 
 def _receivers(signal: Signal) -> Iterator[object]:
@@ -454,9 +474,11 @@ class Bracket:
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._begun < self._lease / 3
 
-    def covers(self, tables: Iterable[str]) -> bool:
-        """Whether this announces all of ``tables``."""
-        return self._tables == [EVERYTHING] or set(tables) <= set(self._tables)
+    def covers(self, route: Route, tables: Iterable[str]) -> bool:
+        """Whether this announces all of ``tables``, and where ``route`` leads to."""
+        return route.namespace == self._route.namespace and (
+            self._tables == [EVERYTHING] or set(tables) <= set(self._tables)
+        )
 
     def _not_armed(self, error: CacheError) -> None:
         policy = self._route.on_failure
@@ -497,28 +519,56 @@ class Bracket:
             )
 
 
-def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket:
+class Brackets:
+    """One commit that changes several namespaces: a bracket in each of them."""
+
+    __slots__ = ("_armed",)
+
+    def __init__(self) -> None:
+        self._armed: list[Bracket] = []
+
+    def arm(self, brackets: Iterable[Bracket]) -> None:
+        """Raises CacheUnreachable as :meth:`Bracket.arm` does; then none is left armed."""
+        try:
+            for bracket in brackets:
+                bracket.arm()
+                self._armed.append(bracket)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self, *, known: bool = True) -> None:
+        """See :meth:`Bracket.end`."""
+        for bracket in self._armed:
+            bracket.end(known=known)
+
+
+def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket | Brackets:
     """Tell the cache that ``tables`` are about to change for others.
 
     Raises CacheUnreachable (a ``django.db.OperationalError``) if that fails and
     ``ON_CACHE_FAILURE`` is ``"raise"``.
     """
+    if state.places:
+        brackets = Brackets()
+        brackets.arm([_bracket(route, tables) for route in state.places.values()])
+        return brackets
+    route = state.route(connection, current())
     expected = state.expected
-    if expected is not None and expected.covers(tables):
+    if expected is not None and expected.covers(route, tables):
         state.expected = None
         expected.arm()
         return expected
-    bracket = _bracket(connection, state, tables)
+    bracket = _bracket(route, tables)
     bracket.arm()
     return bracket
 
 
-def _bracket(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket:
-    settings = current()
+def _bracket(route: Route, tables: Iterable[str]) -> Bracket:
     names = sorted(tables)
     if EVERYTHING in names:
         names = [EVERYTHING]
-    return Bracket(connection.alias, state.route(connection, settings), names, settings.LEASE)
+    return Bracket(route.alias, route, names, current().LEASE)
 
 
 def may_expect(connection: Any) -> bool:
@@ -536,7 +586,7 @@ def expecting(connection: Any, tables: Iterable[str], work: Callable[[], _T]) ->
     if not may_expect(connection):
         return work()
     state = state_of(connection)
-    bracket = _bracket(connection, state, tables)
+    bracket = _bracket(state.route(connection, current()), tables)
     if not bracket.start():
         return work()
     state.expected = bracket
@@ -628,7 +678,7 @@ def _publish(
         bracket.end()
 
 
-def _announce_commit(connection: Any, state: ConnectionState) -> Bracket:
+def _announce_commit(connection: Any, state: ConnectionState) -> Bracket | Brackets:
     try:
         return announce(connection, state, state.dirty)
     except db.DatabaseError:
@@ -692,5 +742,5 @@ def touch(using: str | None, tables: Iterable[str]) -> None:
     state = state_of(connection)
     names = set(tables)
     if in_transaction(connection, state):
-        state.dirty |= names
+        state.wrote(connection, names)
     bracketed(connection, state, names, lambda: None)

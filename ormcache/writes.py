@@ -225,7 +225,7 @@ class _CopyContext:
         self._connection = connection
         self._effect = effect
         self._inner = inner
-        self._bracket: transactions.Bracket | None = None
+        self._bracket: transactions.Bracket | transactions.Brackets | None = None
 
     def __enter__(self) -> Any:
         self._bracket = _begin(self._connection, state_of(self._connection), self._effect)
@@ -380,7 +380,10 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     return result
 
 
-def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transactions.Bracket | None:
+_Bracket = transactions.Bracket | transactions.Brackets
+
+
+def _begin(connection: Any, state: ConnectionState, effect: Effect) -> _Bracket | None:
     """Before a statement: note what it writes; announce it if others see that at once."""
     kind = effect.kind
     # Compared first, as operations on flags are slow and this is what most statements are.
@@ -389,7 +392,7 @@ def _begin(connection: Any, state: ConnectionState, effect: Effect) -> transacti
     was_open = in_transaction(connection, state)
     if was_open or state.dirty:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
-        state.dirty |= effect.tables
+        state.wrote(connection, effect.tables)
     affected = state.dirty | effect.tables
     if not affected or (was_open and not _is_seen_at_once(connection, state, effect)):
         return None
@@ -478,7 +481,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
     if kind & Kind.BEGIN or (kind & _ENDS and _is_autocommit_off(connection)):
         state.manual = True
         # "BEGIN; UPDATE …" as one text.
-        state.dirty |= effect.tables
+        state.wrote(connection, effect.tables)
     if kind & Kind.LOCK and not kind & Kind.SEARCH_PATH and in_transaction(connection, state):
         state.until_end = Reason.LOCKED
 

@@ -484,6 +484,37 @@ def test_e013_refuses_a_replica_of_another_kind_of_database(
     assert "(postgresql and sqlite)" in message.msg
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("tests.no_module.f", "'tests.no_module.f' cannot be imported: ModuleNotFoundError"),
+        ("tests.settings.WORKER", "'tests.settings.WORKER' is no function but ''"),
+        (lambda connection: connection.nonsense, "AttributeError: 'DatabaseWrapper' object has"),
+        (lambda connection: None, "returned None for the database 'default'"),
+        (lambda connection: "a b", "returned 'a b' for the database 'default'"),
+        (lambda connection: "a" * 65, "It must return a string of at most 64 ASCII letters"),
+    ],
+)
+def test_e014_refuses_a_namespace_that_cannot_be_had(
+    check: Check, monkeypatch: pytest.MonkeyPatch, option: Any, said: str
+) -> None:
+    monkeypatch.setattr("tests.settings.WORKER", "")
+    message = the_only(check(ormcache={"DATABASES": {"default": {"NAMESPACE": option}}}))
+    assert message.id == "ormcache.E014"
+    assert said in message.msg
+
+
+def test_e014_is_said_once_if_it_is_the_same_for_all_aliases(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("other", ENGINE="django.db.backends.sqlite3", NAME="/nowhere/other.sqlite3")
+    assert ids(check(ormcache={"NAMESPACE": "tests.nothing"})) == ["E014"]
+
+
+def test_a_namespace_that_can_be_had_is_silent(check: Check) -> None:
+    assert check(ormcache={"NAMESPACE": lambda connection: "shop-1"}) == []
+
+
 def test_w010_warns_where_nothing_tells_the_lag(check: Check, alias: Callable[..., None]) -> None:
     alias("replica", ENGINE="django.db.backends.sqlite3", NAME="/nowhere/copy.sqlite3")
     replica = {"PRIMARY": "default"}

@@ -24,6 +24,7 @@ from django.core import mail
 from django.db import connections
 
 from ormcache.conf import DatabaseSettings, Inherited, Settings
+from ormcache.routers import chosen
 from ormcache.routers.groups import primary_of
 from ormcache.stores import Breaker, Store, breaker_for, store_for
 
@@ -61,11 +62,20 @@ class Route:
     """By how many seconds at most, if that is declared."""
 
 
-def route(connection: Any, settings: Settings) -> Route:
+def route(connection: Any, settings: Settings, chosen_text: str | None = None) -> Route:
     """The route of ``connection`` under ``settings``; keep it while :func:`basis` is the same.
 
-    Raises ``InvalidCacheBackendError`` for an unknown cache alias.
+    Args:
+        connection: of any alias.
+        settings: those in force.
+        chosen_text: what :func:`ormcache.routers.chosen.text_for` has just said.
+
+    Raises:
+        InvalidCacheBackendError: an unknown cache alias.
+        SettingsError: ``NAMESPACE`` does not do what it must.
     """
+    if chosen_text is None:
+        chosen_text = chosen.text_for(connection, settings)
     alias = connection.alias
     database = settings.DATABASES.get(alias) or DatabaseSettings()
     cache_alias = cache_alias_of(alias, settings)
@@ -75,7 +85,7 @@ def route(connection: Any, settings: Settings) -> Route:
     timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
     return Route(
         alias=alias,
-        namespace=namespace(primary, settings.KEY_PREFIX),
+        namespace=namespace(primary, settings.KEY_PREFIX, chosen_text),
         cache_alias=cache_alias,
         store=_store(connection, cache_alias, settings),
         breaker=breaker_for(cache_alias),
@@ -97,7 +107,10 @@ def _primary_connection(connection: Any, settings: Settings) -> Any:
 
 
 def group_namespace(connection: Any, settings: Settings) -> str:
-    """The name of the namespace that ``connection`` shares with its primary and replicas."""
+    """The name of the namespace that ``connection`` shares with its primary and replicas.
+
+    Without what ``NAMESPACE`` adds to it.
+    """
     return namespace(_primary_connection(connection, settings), settings.KEY_PREFIX)
 
 
@@ -208,14 +221,19 @@ def _session(connection: Any) -> tuple[object, ...]:
     return (facts["NAME"], schema, str(facts.get("USER", "")), *told)
 
 
-def namespace(connection: Any, key_prefix: str) -> str:
+def namespace(connection: Any, key_prefix: str, chosen_text: str = "") -> str:
     """The name of the namespace: readable in front, a digest of the database's identity behind.
 
-    Only letters, digits and ``. _ -``, whatever the database is called.
+    Only letters, digits and ``. _ -``, whatever the database is called. ``chosen_text``, which
+    has no others, makes one database several, that hear nothing of each other.
     """
-    digest = hashlib.blake2b(repr(identity(connection)).encode(), digest_size=8).hexdigest()
+    facts = identity(connection)
+    if chosen_text:
+        facts = (*facts, "chosen", chosen_text)
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(connection.settings_dict["NAME"]))[-32:]
-    return "-".join(part for part in (key_prefix, name.strip("-"), digest) if part)
+    parts = (key_prefix, name.strip("-"), chosen_text, digest)
+    return "-".join(part for part in parts if part)
 
 
 def identity(connection: Any) -> tuple[object, ...]:
