@@ -137,7 +137,7 @@ def make_plan(
     Raises EmptyResultSet for a query that cannot have rows.
     """
     shape = shape_of(compiler)
-    context = (codec.FORMAT, route.context, state.search_path, result_type)
+    context = (codec.FORMAT, route.context, state.path(compiler.connection), result_type)
     if shape is None:
         plan = _keyed(_compile(compiler, settings), compiler, context)
         return _restrain(plan, state, route, settings)

@@ -526,6 +526,9 @@ _SIMPLE = {
     **dict.fromkeys(("lock", "unlock"), Kind.LOCK | Kind.IMPLICIT_COMMIT),
     "abort": Kind.ROLLBACK,
 }
+_DEFINES = frozenset("create alter drop rename reassign".split())
+# Words of DDL that changes which table a name means, though it may not name the table.
+_MOVES_TABLES = frozenset({"schema", "owned"})
 _UNNAMED = frozenset("call do exec execute begin_procedure import".split())
 _TARGET_FOLLOWS = frozenset("into update from table copy truncate view join only exists".split())
 # What may follow BEGIN if it begins a transaction and not a block of statements.
@@ -649,6 +652,8 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
         kind |= Kind.UNNAMED_WRITE
     if verb == "revoke" or _changes_meanings(verb, stream):
         kind |= Kind.UNNAMED_WRITE
+    if verb in _DEFINES and not found.isdisjoint(_MOVES_TABLES):
+        kind |= Kind.UNNAMED_WRITE
     return Statement(kind, _targets(stream), found)
 
 
@@ -677,6 +682,9 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
                 kind |= Kind.LOCK
             elif token.folded == "set_config":
                 kind |= Kind.SESSION
+            elif token.folded == "clone_schema":
+                # A function of PostgreSQL that is passed around; django-tenants has it, too.
+                return Statement(Kind.UNNAMED_WRITE, mentions=found)
         elif token.kind == "word" and before.text != ".":
             if _locks(token, following[index : index + 4]):
                 kind |= Kind.LOCK

@@ -34,7 +34,7 @@ from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
 from ormcache.questions import ask
 from ormcache.reasons import Reason
-from ormcache.routers import chosen
+from ormcache.routers import chosen, schemas
 from ormcache.routers.namespaces import Route, basis, route
 from ormcache.routers.positions import Position
 from ormcache.signals import tables_invalidated
@@ -57,6 +57,7 @@ class ConnectionState:
         "live_cursors",
         "manual",
         "migrating",
+        "overridden",
         "path_in_doubt",
         "path_set_here",
         "places",
@@ -91,6 +92,8 @@ class ConnectionState:
         """The last SET search_path, as its text."""
         self.path_in_doubt = False
         self.path_set_here = False
+        self.overridden: object = None
+        """See :func:`ormcache.routers.schemas.follows_attributes`."""
         self.takes_snapshots: bool | None = None
         """Whether transactions read from a snapshot though Django's settings do not say so."""
         self.replayed: Position | None = None
@@ -107,10 +110,25 @@ class ConnectionState:
         self.until_end = None
         self.path_set_here = False
 
-    def rolled_back(self) -> None:
+    def rolled_back(self, connection: Any) -> None:
         """The transaction is undone, and with it any SET inside."""
-        self.path_in_doubt |= self.path_set_here
+        self.undone(connection)
         self.ended()
+
+    def undone(self, connection: Any) -> None:
+        """What was set in the transaction, or a part of it, may be undone."""
+        self.path_in_doubt |= self.path_set_here
+        # An older django-tenants does not notice; a newer one has forgotten its list.
+        self.overridden = schemas.applied(connection)
+
+    def is_path_known(self, connection: Any) -> bool:
+        """Whether the context of an entry tells in which schemas the next query looks."""
+        follows = schemas.follows_attributes(connection, self.overridden)
+        return not self.path_in_doubt if follows is None else follows
+
+    def path(self, connection: Any) -> str:
+        """What ``SET search_path`` adds to the context, where the path is known."""
+        return "" if schemas.is_of_tenants(connection) else self.search_path
 
     def route(self, connection: Any, settings: Settings) -> Route:
         """Where this connection's answers are kept."""
@@ -170,23 +188,25 @@ def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
         return Reason.READ_UNCOMMITTED
     if state.session is not None:
         return state.session
-    if state.path_in_doubt or connection.alias in _shared_sessions:
+    if not state.is_path_known(connection) or connection.alias in _shared_sessions:
         return Reason.SESSION
     if state.live_cursors:
         return Reason.SNAPSHOT
     if not in_transaction(connection, state):
         return None
-    if connection.vendor == "postgresql" and _is_aborted(connection):
+    if is_aborted(connection):
         return Reason.BROKEN_TRANSACTION
     return state.until_end or _isolation(connection, state)
 
 
-def _is_aborted(connection: Any) -> bool:
-    """Whether an error has aborted the transaction, which Django's flags may not show.
+def is_aborted(connection: Any) -> bool:
+    """Whether PostgreSQL has aborted the transaction, which Django's flags may not show.
 
     The next statement fails, and COMMIT would roll back; a hit must not hide that. libpq knows
     without asking the server: 3 is PQTRANS_INERROR.
     """
+    if connection.vendor != "postgresql":
+        return False
     info = getattr(connection.connection, "info", None)
     return getattr(info, "transaction_status", None) == 3
 
@@ -263,7 +283,7 @@ def is_undisturbed(connection: Any, state: ConnectionState) -> bool:
         return False
     if connection.connection is None or not in_transaction(connection, state):
         return True
-    if connection.vendor == "postgresql" and _is_aborted(connection):
+    if is_aborted(connection):
         return False
     return _isolation(connection, state) is None
 
@@ -665,6 +685,7 @@ def _publish(
         operation()
         return
     bracket = _announce_commit(connection, state) if state.dirty else None
+    was_aborted = is_aborted(connection)
     try:
         operation()
     except BaseException as error:
@@ -673,6 +694,9 @@ def _publish(
         if bracket is not None:
             bracket.end(known=has_published() or outcome_is_known(connection, error))
         raise
+    if was_aborted:
+        # The server has answered ROLLBACK.
+        state.rolled_back(connection)
     state.ended()
     if bracket is not None:
         bracket.end()
@@ -694,7 +718,7 @@ def _announce_commit(connection: Any, state: ConnectionState) -> Bracket | Brack
 def rollback(original: Callable[[], None], connection: Any) -> None:
     """``BaseDatabaseWrapper.rollback``: nothing was announced, so nothing is to be told."""
     original()
-    state_of(connection).rolled_back()
+    state_of(connection).rolled_back(connection)
 
 
 def close(original: Callable[[], None], connection: Any) -> None:
@@ -703,7 +727,10 @@ def close(original: Callable[[], None], connection: Any) -> None:
     Not left to connect(): a read is looked up before it may have to connect.
     """
     state = state_of(connection)
-    was_altered = state.session is not None or state.search_path or state.path_in_doubt
+    was_altered = state.session is not None
+    if not schemas.is_of_tenants(connection):
+        # That sets its path itself, whatever session it gets.
+        was_altered |= bool(state.search_path) or state.path_in_doubt
     if was_altered and (connection.settings_dict.get("OPTIONS") or {}).get("pool"):
         # The pool hands the session on as it is, and nobody can tell to whom.
         _shared_sessions.add(connection.alias)

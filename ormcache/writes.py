@@ -18,6 +18,7 @@ from ormcache.conf import Settings, current
 from ormcache.cursors import FETCHES
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
+from ormcache.routers import schemas
 from ormcache.sql import Kind
 from ormcache.stores import EVERYTHING, is_store_access
 from ormcache.transactions import ConnectionState, in_transaction, state_of
@@ -366,6 +367,7 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         return operation()
     kind, state = effect.kind, state_of(connection)
     bracket = _begin(connection, state, effect)
+    was_aborted = bool(kind & Kind.COMMIT) and transactions.is_aborted(connection)
     try:
         result = operation()
     except BaseException as error:
@@ -374,6 +376,9 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         if kind & Kind.COMMIT:
             _note_failed_commit(connection, state)
         raise
+    if was_aborted:
+        # The server has answered ROLLBACK.
+        state.rolled_back(connection)
     _note(connection, state, effect)
     if bracket is not None:
         bracket.end(known=not _has_more_results(connection))
@@ -443,7 +448,7 @@ def _note_failed_commit(connection: Any, state: ConnectionState) -> None:
     """A COMMIT that fails undoes the transaction; on SQLite it may be tried again."""
     is_open = _is_open(connection)
     if is_open is False:
-        state.rolled_back()
+        state.rolled_back(connection)
     elif is_open is None:
         # What was written stays dirty: it is announced with all that follows.
         state.manual = False
@@ -467,7 +472,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
     if kind & Kind.SEARCH_PATH:
         _note_search_path(connection, state, effect)
     if kind & Kind.PARTIAL_ROLLBACK:
-        state.path_in_doubt |= state.path_set_here
+        state.undone(connection)
     if kind & Kind.ISOLATION:
         state.takes_snapshots = True
     if kind & Kind.SESSION:
@@ -477,7 +482,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
     if kind & Kind.COMMIT or (kind & Kind.RELEASE and not _is_open(connection)):
         state.ended()
     elif kind & Kind.ROLLBACK:
-        state.rolled_back()
+        state.rolled_back(connection)
     if kind & Kind.BEGIN or (kind & _ENDS and _is_autocommit_off(connection)):
         state.manual = True
         # "BEGIN; UPDATE …" as one text.
@@ -487,6 +492,8 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
 
 
 def _note_search_path(connection: Any, state: ConnectionState, effect: Effect) -> None:
+    # If it is django-tenants itself, it will now keep another list.
+    state.overridden = schemas.applied(connection)
     if effect.kind & Kind.LOCK:
         # SET LOCAL
         state.until_end = Reason.SESSION

@@ -4,12 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.test import TransactionTestCase
 
 import ormcache
 from ormcache import tables
 from tests.backdoor import empty
 from tests.watching import Watch, wait_for_quarantine
+
+# It has settings of its own, and is run by `tests.multidb.test_tenants`.
+collect_ignore = (
+    ["tenants_project"] if django_settings.SETTINGS_MODULE == "tests.settings" else []
+)
 
 
 @pytest.fixture(autouse=True)

@@ -565,6 +565,11 @@ IMPLICIT = Kind.IMPLICIT_COMMIT
         ("oracle", "BEGIN p(1)", UNNAMED | IMPLICIT),
         ("", "TRUNCATE a CASCADE", WRITE | IMPLICIT | UNNAMED),
         ("", "DROP TABLE a CASCADE", WRITE | IMPLICIT | UNNAMED),
+        ("", "SELECT clone_schema('a', 'b')", UNNAMED),
+        ("", "ALTER SCHEMA a RENAME TO b", WRITE | IMPLICIT | UNNAMED),
+        ("", "ALTER TABLE a SET SCHEMA b", WRITE | IMPLICIT | UNNAMED),
+        ("", "DROP SCHEMA a", WRITE | IMPLICIT | UNNAMED),
+        ("", "DROP OWNED BY a", WRITE | IMPLICIT | UNNAMED),
         # DDL.
         ("", "CREATE INDEX a ON b (c)", WRITE | IMPLICIT),
         ("", "ALTER TABLE a ADD b int", WRITE | IMPLICIT),

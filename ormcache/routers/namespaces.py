@@ -24,7 +24,7 @@ from django.core import mail
 from django.db import connections
 
 from ormcache.conf import DatabaseSettings, Inherited, Settings
-from ormcache.routers import chosen
+from ormcache.routers import chosen, schemas
 from ormcache.routers.groups import primary_of
 from ormcache.stores import Breaker, Store, breaker_for, store_for
 
@@ -163,6 +163,7 @@ def basis(connection: Any, settings: Settings) -> tuple[object, ...]:
         # Of a replica in a test run: NAME changes when the test database has been made.
         primary == connection.alias or connections[primary].settings_dict["NAME"],
         getattr(connection, "schema_name", None),
+        getattr(connection, "include_public_schema", None),
         connection.timezone,
         _process,
     )
@@ -217,8 +218,7 @@ def _session(connection: Any) -> tuple[object, ...]:
     facts = connection.settings_dict
     options = facts.get("OPTIONS") or {}
     told = (str(options.get(name, "")) for name in ("options", "init_command", "assume_role"))
-    schema = getattr(connection, "schema_name", None)
-    return (facts["NAME"], schema, str(facts.get("USER", "")), *told)
+    return (facts["NAME"], schemas.named(connection), str(facts.get("USER", "")), *told)
 
 
 def namespace(connection: Any, key_prefix: str, chosen_text: str = "") -> str:
