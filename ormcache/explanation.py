@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from django import db
 from django.core.exceptions import EmptyResultSet
 from django.db import connections, models
 from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
-from ormcache import fence, reads, replicas, transactions
+from ormcache import catalog, fence, reads, replicas, transactions
 from ormcache.conf import current
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
-from ormcache.transactions import state_of
+from ormcache.stores import Lookup
+from ormcache.transactions import ConnectionState, state_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,8 @@ def explain(
 ) -> Explanation:
     """Tell whether ``queryset`` is answered from the cache, and if not, why.
 
-    Does not run the query, so it cannot tell whether the answer is too large to be stored.
+    Does not run the query, so it cannot tell whether the answer is too large to be stored. It may
+    ask the database what kinds of tables there are, as a miss does.
     ``count()``, ``exists()`` and ``get()`` are queries of their own with other keys, but what
     keeps a queryset from being cached mostly keeps them, too.
     """
@@ -103,14 +106,33 @@ def explain(
     reason = reason or plan.reason or fence.why_not_trust(connection, route, settings)
     if reason is not None:
         return _explanation(queryset.db, route, plan, reason)
-    lookup = reads.look_up(route, plan)
-    if lookup.vector is None:
-        reason = lookup.reason
-    elif lookup.entry is None:
-        reason = replicas.why_not_store(connection, state, route, plan.tables, lookup.vector)
+    plan, lookup, reason = _looked_up(connection, state, route, plan)
     return _explanation(
         queryset.db, route, plan, reason, lookup.remaining, cached=lookup.entry is not None
     )
+
+
+def _looked_up(
+    connection: Any, state: ConnectionState, route: Route, plan: reads.Plan
+) -> tuple[reads.Plan, Lookup, Reason | None]:
+    """What the cache says, and why an answer would not be stored if it has none."""
+    lookup = reads.look_up(route, plan)
+    if lookup.vector is None or lookup.entry is not None:
+        return plan, lookup, lookup.reason
+    reason = replicas.why_not_store(connection, state, route, plan.registers, lookup.vector)
+    if reason is not None:
+        return plan, lookup, reason
+    try:
+        connection.ensure_connection()
+    except db.Error:
+        # The database cannot tell anything about its tables.
+        return plan, lookup, None
+    reason, detail = reads.why_not_store(connection, state, route, plan, lookup.vector)
+    registers = catalog.registers(route.namespace, plan.tables, current())
+    if reason is Reason.CATALOG_UNKNOWN and registers != plan.registers:
+        # Now they are known.
+        return _looked_up(connection, state, route, plan._replace(registers=registers))
+    return plan._replace(detail=detail), lookup, reason
 
 
 def _explanation(

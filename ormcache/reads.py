@@ -13,7 +13,17 @@ from django.core.exceptions import EmptyResultSet
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
 from django.utils.asyncio import async_unsafe
 
-from ormcache import codec, counters, fence, functions, keys, replicas, tables, transactions
+from ormcache import (
+    catalog,
+    codec,
+    counters,
+    fence,
+    functions,
+    keys,
+    replicas,
+    tables,
+    transactions,
+)
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
@@ -105,6 +115,8 @@ class Plan(NamedTuple):
     """The text, or None for a query of a known shape, which is not compiled yet."""
     params: tuple[Any, ...] = ()
     tables: tuple[str, ...] = ()
+    registers: tuple[str, ...] = ()
+    """What the answer depends on: the tables, and what they are connected with."""
     key: str = ""
     reason: Reason | None = None
     detail: str = ""
@@ -145,7 +157,8 @@ def make_plan(
     place = (context, shape.key)
     template = known.get(place)
     if template is not None:
-        plan = Plan(None, (), template.tables, template.key(shape.values), template=template)
+        key = template.key(shape.values)
+        plan = Plan(None, (), template.tables, key=key, template=template)
         return _restrain(plan, state, route, settings)
     plan = _compile(compiler, settings)
     if place not in known:
@@ -189,9 +202,10 @@ def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settin
     """Add what settings, the transaction and the cache's health say about the tables."""
     if plan.reason is not None:
         return plan
-    names = plan.tables
-    if not policies.of(names, settings).enabled:
+    if not policies.of(plan.tables, settings).enabled:
         return plan._replace(reason=Reason.MODEL_OFF)
+    names = catalog.registers(route.namespace, plan.tables, settings)
+    plan = plan._replace(registers=names)
     dirty = state.dirty
     if dirty and (EVERYTHING in dirty or not dirty.isdisjoint(names)):
         return plan._replace(reason=Reason.WRITTEN_HERE)
@@ -294,7 +308,7 @@ def execute_sql(
         answer = _run(original, compiler, plan, result_type, chunk_size)
         _report(compiler, "skip", lookup.reason, plan)
         return answer
-    behind = replicas.why_not_store(connection, state, route, plan.tables, lookup.vector)
+    behind = replicas.why_not_store(connection, state, route, plan.registers, lookup.vector)
     answer = _run(original, compiler, plan, result_type, chunk_size)
     if behind is None and replicas.has_moved(state, route):
         behind = Reason.REPLICA_UNKNOWN
@@ -304,6 +318,7 @@ def execute_sql(
         or behind
         or transactions.why_not_read(connection, state)
         or (Reason.SESSION if state.route(connection, settings) is not route else None)
+        or why_not_store(connection, state, route, plan, lookup.vector)[0]
         or _store(route, plan, lookup.vector, result_type, answer, settings)
     )
     _report(compiler, "miss", reason, plan)
@@ -387,7 +402,7 @@ def look_up(route: Route, plan: Plan) -> Lookup:
     store = route.store
     if store is None or not route.breaker.allows():
         return _UNREACHABLE
-    return _answered(route, lambda: store.read(route.namespace, plan.key, plan.tables))
+    return _answered(route, lambda: store.read(route.namespace, plan.key, plan.registers))
 
 
 def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
@@ -398,7 +413,7 @@ def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
     store = route.store
     if store is None or not route.breaker.allows():
         return lambda: _UNREACHABLE
-    wait = store.start_read(route.namespace, plan.key, plan.tables)
+    wait = store.start_read(route.namespace, plan.key, plan.registers)
     return lambda: _answered(route, wait)
 
 
@@ -423,6 +438,16 @@ def _run(original: _Original, compiler: Any, plan: Plan, result_type: str, chunk
         return original(compiler, result_type, False, chunk_size)
     finally:
         del compiler.as_sql
+
+
+def why_not_store(
+    connection: Any, state: ConnectionState, route: Route, plan: Plan, vector: str
+) -> tuple[Reason | None, str]:
+    """What the database's catalog says against storing an answer, and of which names."""
+    found = catalog.look(connection, state, route.namespace, vector)
+    if found is None:
+        return Reason.CATALOG_UNKNOWN, ""
+    return catalog.judge(found, route.namespace, plan.tables, plan.registers, current())
 
 
 def _store(

@@ -59,6 +59,30 @@ class Reason(str, enum.Enum):
         'tables. Declare these in ORMCACHE["DEPENDS_ON"], or an empty list for a plain table; or '
         'enable the model in ORMCACHE["MODELS"].',
     )
+    VIEW = (
+        "view or foreign table",
+        "The database says that a name in the query is a view, or a table whose rows are "
+        "elsewhere; it changes with other tables. Declare these in "
+        'ORMCACHE["DEPENDS_ON"], or enable the model in ORMCACHE["MODELS"].',
+    )
+    ROW_SECURITY = (
+        "row-level security",
+        "The table has row-level security: its policies decide which rows are seen, and may read "
+        'other tables. Declare these in ORMCACHE["DEPENDS_ON"], or an empty list if they read '
+        "none and depend on nothing but the database user; or enable the model in "
+        'ORMCACHE["MODELS"].',
+    )
+    PARTITIONS = (
+        "too many partitions",
+        "The table has more than a hundred partitions or children, each of which may be written "
+        "by its own name. If they are only written through the table, declare it in "
+        'ORMCACHE["DEPENDS_ON"] with an empty list.',
+    )
+    CATALOG_UNKNOWN = (
+        "kind of table unknown",
+        "When the query was looked up, the database had not yet said what kinds of tables it "
+        "reads, or could not be asked. The next answers are stored.",
+    )
     UNREADABLE_SQL = (
         "SQL not understood",
         "The tables of the query cannot be told from its SQL.",

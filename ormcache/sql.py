@@ -482,6 +482,8 @@ class Kind(enum.Flag):
     """Changes the isolation level of transactions."""
     SESSION = enum.auto()
     """Changes what the connection sees in a way that is not followed."""
+    TEMPORARY = enum.auto()
+    """Makes a table that this session alone sees, in front of others of its name."""
 
 
 class Statement(NamedTuple):
@@ -527,8 +529,13 @@ _SIMPLE = {
     "abort": Kind.ROLLBACK,
 }
 _DEFINES = frozenset("create alter drop rename reassign".split())
-# Words of DDL that changes which table a name means, though it may not name the table.
-_MOVES_TABLES = frozenset({"schema", "owned"})
+# Words of DDL that may change what a name means, or what a query sees of it, without naming it.
+_HINTS = frozenset(
+    """
+    attach detach engine function inherit inherits owned partition policy rename rule
+    schema security server view virtual
+    """.split()
+)
 _UNNAMED = frozenset("call do exec execute begin_procedure import".split())
 _TARGET_FOLLOWS = frozenset("into update from table copy truncate view join only exists".split())
 # What may follow BEGIN if it begins a transaction and not a block of statements.
@@ -650,17 +657,20 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
     if verb in ("truncate", "drop") and "cascade" in found:
         # PostgreSQL empties or drops what refers to the named tables, too.
         kind |= Kind.UNNAMED_WRITE
-    if verb == "revoke" or _changes_meanings(verb, stream):
+    if verb == "revoke" or _changes_meanings(verb, stream, found):
         kind |= Kind.UNNAMED_WRITE
-    if verb in _DEFINES and not found.isdisjoint(_MOVES_TABLES):
-        kind |= Kind.UNNAMED_WRITE
+    if verb == "create" and _is_temporary(stream):
+        kind |= Kind.TEMPORARY
     return Statement(kind, _targets(stream), found)
 
 
-def _changes_meanings(verb: str, stream: list[Token]) -> bool:
-    """Whether DDL changes what queries mean that do not mention it: functions, types, policies."""
-    if verb not in ("create", "alter", "drop"):
+def _changes_meanings(verb: str, stream: list[Token], found: frozenset[str]) -> bool:
+    """Whether DDL changes what queries mean that do not mention it: functions, types, views."""
+    if verb not in _DEFINES:
         return False
+    # FOREIGN TABLE, not FOREIGN KEY
+    if not found.isdisjoint(_HINTS) or ("foreign" in found and "key" not in found):
+        return True
     words_of_it = (token.folded for token in stream[1:] if token.kind == "word")
     what = next((word for word in words_of_it if word in _OBJECTS), "")
     return what in _MEANINGS or (verb != "create" and what in _MEANINGS_ONCE_THERE)
@@ -692,8 +702,17 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
                 writes = True
         before = token
     if writes:
+        # SELECT … INTO TEMP t
+        kind |= Kind.TEMPORARY if _is_temporary(stream) else Kind.READ
         return Statement(kind | Kind.WRITE, _targets(stream), found)
     return Statement(kind, mentions=found)
+
+
+def _is_temporary(stream: list[Token]) -> bool:
+    return any(
+        token.kind == "word" and token.folded in ("temp", "temporary", "pg_temp")
+        for token in stream
+    )
 
 
 def _copies_out(stream: list[Token]) -> bool:

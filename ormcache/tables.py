@@ -101,7 +101,8 @@ class _Known:
 
     def __init__(self) -> None:
         self._names: frozenset[str] | None = None
-        self._unmanaged: dict[str, set[str]] = {}
+        self._labels: dict[str, set[str]] = {}
+        self._unmanaged: frozenset[str] = frozenset()
         self._composed: tuple[tuple[frozenset[str], str], ...] = ()
         self._seen: set[str] = {"django_migrations"}
         self.generation = 0
@@ -119,6 +120,7 @@ class _Known:
             models = apps.get_models(include_auto_created=True, include_swapped=True)
             names = frozenset(sql.table_name(model._meta.db_table) for model in models)
             names |= self._seen
+            self._labels = _labels(models)
             self._unmanaged = _unmanaged(models)
             # A name with a space or a dash is several words of a text.
             self._composed = tuple(
@@ -127,10 +129,15 @@ class _Known:
             self._names = names
         return names
 
-    def unmanaged(self) -> Mapping[str, set[str]]:
-        """The tables that only unmanaged models have, and the labels of these models."""
+    def unmanaged(self) -> frozenset[str]:
+        """The tables that only unmanaged models have."""
         self.names()
         return self._unmanaged
+
+    def labels(self) -> Mapping[str, set[str]]:
+        """For each table the labels of its models, as ``MODELS`` has them."""
+        self.names()
+        return self._labels
 
     def add(self, names: Iterable[str]) -> None:
         """Remember tables that a query read though no model has them."""
@@ -146,16 +153,17 @@ class _Known:
         return found
 
 
-def _unmanaged(models: Iterable[Any]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+def _unmanaged(models: Iterable[Any]) -> frozenset[str]:
     concrete = [model._meta for model in models if not model._meta.proxy]
-    for options in concrete:
-        if not options.managed:
-            labels = {options.label, f"{options.app_label}.*"}
-            found.setdefault(sql.table_name(options.db_table), set()).update(labels)
-    for options in concrete:
-        if options.managed:
-            found.pop(sql.table_name(options.db_table), None)
+    managed = {sql.table_name(options.db_table) for options in concrete if options.managed}
+    return frozenset(sql.table_name(options.db_table) for options in concrete) - managed
+
+
+def _labels(models: Iterable[Any]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for options in (model._meta for model in models if not model._meta.proxy):
+        labels = {options.label, f"{options.app_label}.*"}
+        found.setdefault(sql.table_name(options.db_table), set()).update(labels)
     return found
 
 
@@ -169,13 +177,21 @@ def unexplained(names: Iterable[str], settings: Settings) -> set[str]:
     An unmanaged model may stand for a view, which changes with its tables. ``DEPENDS_ON`` tells
     them, or that there are none; enabling the model in ``MODELS`` vouches for a table.
     """
-    unmanaged = known.unmanaged()
-    suspects = unmanaged.keys() & names
-    if not suspects:
-        return set()
-    declared = {sql.fold(name) for name in settings.DEPENDS_ON}
+    return not_vouched_for(known.unmanaged().intersection(names), settings)
+
+
+def not_vouched_for(names: Iterable[str], settings: Settings) -> set[str]:
+    """Those of ``names`` of which neither ``DEPENDS_ON`` nor ``MODELS`` says anything.
+
+    ``DEPENDS_ON`` has the name as a key, or ``MODELS`` enables a model of that table.
+    """
+    found = set(names)
+    if not found or not (settings.DEPENDS_ON or settings.MODELS):
+        return found
+    found -= {sql.fold(name) for name in settings.DEPENDS_ON}
     enabled = {label for label, model in settings.MODELS.items() if model.ENABLED}
-    return {name for name in suspects - declared if enabled.isdisjoint(unmanaged[name])}
+    labels = known.labels()
+    return {name for name in found if enabled.isdisjoint(labels.get(name, ()))}
 
 
 # --- facts about a text --------------------------------------------------------------------

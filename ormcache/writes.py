@@ -84,6 +84,11 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
         if does & (Kind.COMMIT | Kind.ROLLBACK):
             # What the text began is over when it has run.
             kind &= ~Kind.BEGIN
+        if does & Kind.TEMPORARY:
+            does ^= Kind.TEMPORARY
+            if statement.targets & tables.known.names():
+                # What this session reads under the name is its own.
+                does |= Kind.SESSION
         kind |= does
         path = statement.detail or path
     if kind & Kind.UNNAMED_WRITE or EVERYTHING in names:

@@ -13,9 +13,7 @@ from tests.backdoor import empty
 from tests.watching import Watch, wait_for_quarantine
 
 # It has settings of its own, and is run by `tests.multidb.test_tenants`.
-collect_ignore = (
-    ["tenants_project"] if django_settings.SETTINGS_MODULE == "tests.settings" else []
-)
+collect_ignore = ["tenants_project"] if django_settings.SETTINGS_MODULE == "tests.settings" else []
 
 
 @pytest.fixture(autouse=True)

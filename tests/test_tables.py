@@ -240,7 +240,7 @@ def test_unmanaged_twin_of_a_managed_model_is_cached() -> None:
                 managed = False
                 db_table = "tests_author"
 
-    assert tables._unmanaged([Twin, Author]) == {}
+    assert tables._unmanaged([Twin, Author]) == set()
 
 
 def test_proxy_of_an_unmanaged_model_is_unmanaged() -> None:

@@ -36,6 +36,7 @@ from tests.interleaving import (
 )
 from tests.marks import on_database, on_databases, on_pairs
 from tests.models import Author, Book, Tag
+from tests.settings import WORKER_SUFFIX
 from tests.watching import Watch, wait_for_quarantine
 
 pytestmark = pytest.mark.usefixtures("emptied")
@@ -52,6 +53,8 @@ SNAPSHOT = "snapshot transaction"
 WRITTEN_HERE = "table written in this transaction"
 SESSION = "session was altered"
 LOCKED = "transaction holds locks"
+# Roles belong to the server, which all workers of pytest-xdist share.
+NOBODY = f"tests_nobody{WORKER_SUFFIX}"
 # psycopg.IsolationLevel, without which this module can be imported.
 REPEATABLE_READ, SERIALIZABLE = 3, 4
 
@@ -1118,8 +1121,12 @@ def test_a_transaction_that_holds_locks_reads_from_the_database_until_it_ends(
 
 
 @pytest.fixture
-def tenants(using: str, cached: Watch, author: Author) -> Iterator[None]:
-    """Two schemas with authors of their own, and a role that sees none of them."""
+def tenants(using: str, cached: Watch, author: Author, settings: Any) -> Iterator[None]:
+    """Two schemas with authors of their own, and a role that sees none of them.
+
+    Row-level security is vouched for, or nothing would be cached.
+    """
+    settings.ORMCACHE = {**settings.ORMCACHE, "DEPENDS_ON": {"tests_author": []}}
     execute(
         using,
         *(
@@ -1131,8 +1138,8 @@ def tenants(using: str, cached: Watch, author: Author) -> Iterator[None]:
                 "INSERT INTO {0}.tests_author (id, name) VALUES (1, '{0}')",
             )
         ),
-        "CREATE ROLE tests_nobody",
-        "GRANT SELECT ON tests_author TO tests_nobody",
+        f"CREATE ROLE {NOBODY}",
+        f"GRANT SELECT ON tests_author TO {NOBODY}",
         "ALTER TABLE tests_author ENABLE ROW LEVEL SECURITY",
     )
     yield
@@ -1141,8 +1148,8 @@ def tenants(using: str, cached: Watch, author: Author) -> Iterator[None]:
         "DROP SCHEMA one CASCADE",
         "DROP SCHEMA two CASCADE",
         "ALTER TABLE tests_author DISABLE ROW LEVEL SECURITY",
-        "DROP OWNED BY tests_nobody",
-        "DROP ROLE tests_nobody",
+        f"DROP OWNED BY {NOBODY}",
+        f"DROP ROLE {NOBODY}",
     )
 
 
@@ -1221,8 +1228,8 @@ def test_a_local_search_path_is_not_cached_and_ends_with_the_transaction(
     ("statement", "expected"),
     [
         ("SELECT set_config('search_path', 'one', false)", ["one"]),
-        ("SET ROLE tests_nobody", []),
-        ("SET SESSION AUTHORIZATION tests_nobody", []),
+        ("SET ROLE {nobody}", []),
+        ("SET SESSION AUTHORIZATION {nobody}", []),
     ],
 )
 @pytest.mark.parametrize("is_in_block", [False, True])
@@ -1239,7 +1246,7 @@ def test_a_session_that_sees_something_else_is_not_cached(
     cached.warm(names)
     with session(using):
         with transaction.atomic(using) if is_in_block else contextlib.nullcontext():
-            execute(using, statement)
+            execute(using, statement.format(nobody=NOBODY))
             with cached.expect(SESSION):
                 assert names() == expected
         with cached.expect(SESSION):
