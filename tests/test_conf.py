@@ -204,7 +204,7 @@ def test_a_setting_that_is_added_later_is_in_force_at_once() -> None:
         for lease in (7, 8):
             assert conf.current().LEASE == conf.current().LEASE == 10
             django_settings.ORMCACHE = {"LEASE": lease}
-            assert conf.current().LEASE == lease
+            assert lease == conf.current().LEASE
             del django_settings.ORMCACHE
         with override_settings(ORMCACHE={"LEASE": 9}):
             assert conf.current().LEASE == 9
