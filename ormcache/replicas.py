@@ -22,7 +22,7 @@ from django import db
 from django.db import connections
 
 from ormcache.reasons import Reason
-from ormcache.routers import positions
+from ormcache.routers import health, positions
 from ormcache.routers.namespaces import Route
 from ormcache.routers.positions import Position, PositionUnknown
 from ormcache.stores import EVERYTHING, Breaker
@@ -176,6 +176,7 @@ def _replayed(connection: Any, state: ConnectionState) -> Position:
         try:
             state.replayed = reached[connection.alias] = positions.replayed(connection)
         except db.Error as error:
+            health.note(connection, error)
             raise PositionUnknown from error
         _telling.add(connection.alias)
     return state.replayed

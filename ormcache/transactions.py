@@ -249,7 +249,11 @@ def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
 def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | None:
     """Asked once per session: server, role and database may all set a stricter default."""
     if state.takes_snapshots is None and connection.connection is not None:
-        ((level,),) = ask(connection, "SHOW default_transaction_isolation")
+        try:
+            ((level,),) = ask(connection, "SHOW default_transaction_isolation")
+        except db.Error as error:
+            health.note(connection, error)
+            raise
         state.takes_snapshots = level not in ("read committed", "read uncommitted")
     return Reason.SNAPSHOT if state.takes_snapshots else None
 

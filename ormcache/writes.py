@@ -170,8 +170,7 @@ def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs:
     try:
         return _execute(original, wrapper, *args, **kwargs)
     except (db.OperationalError, db.InterfaceError) as error:
-        if health.is_lost(wrapper.db, error):
-            health.failed(wrapper.db.alias)
+        health.note(wrapper.db, error)
         raise
 
 

@@ -50,18 +50,21 @@ def failed(alias: str) -> None:
     _breakers.setdefault(alias, Breaker()).failed()
 
 
-# Errors of MySQL's and MariaDB's client and server: no connection, and the end of one.
+def note(connection: Any, error: db.Error) -> None:
+    """A statement on ``connection`` has raised ``error``: is it the server's end?"""
+    if _is_lost(connection, error):
+        failed(connection.alias)
+
+
+# Errors of MySQL's and MariaDB's client and server: no connection, or the end of one.
 _MYSQL_LOST = frozenset({1053, 1152, 1184, 1927, 2002, 2003, 2005, 2006, 2012, 2013, 2055})
 
 
-def is_lost(connection: Any, error: db.Error) -> bool:
-    """Whether ``error``, raised by a statement, means that the server behind is out of reach.
-
-    Not so a deadlock, a timeout of a statement, or a query that a standby has cancelled.
-    """
+def _is_lost(connection: Any, error: db.Error) -> bool:
+    # Not a deadlock, a statement that took too long, or one that a standby has cancelled.
     if isinstance(error, db.InterfaceError):
         return True
     if connection.vendor == "mysql":
         return next(iter(error.args), None) in _MYSQL_LOST
-    # psycopg: libpq knows.
+    # psycopg has it from libpq.
     return bool(getattr(connection.connection, "closed", False))

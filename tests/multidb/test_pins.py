@@ -19,6 +19,7 @@ from tests.interleaving import Background, route_of, session, store_of
 from tests.marks import on_databases, on_replicated
 from tests.models import Author, Tag
 from tests.multidb.conftest import GROUP, PRIMARY, REPLICA, Pair, names, reader
+from tests.watching import Watch, wait_for_quarantine
 
 
 def elsewhere(function: Callable[[], Any]) -> Any:
@@ -259,6 +260,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @on_replicated()
+def test_a_hit_opens_no_connection_to_the_replica(routed: Pair) -> None:
+    wait_for_quarantine(REPLICA)
+    with Watch(REPLICA) as watch:
+        assert watch.warm(names) == ["old"]
+        connections[REPLICA].close()
+        assert watch.hit(names) == ["old"]
+    assert connections[REPLICA].connection is None
+
+
+@on_replicated()
 def test_nobody_is_asked_before_somebody_has_to_know(routed: Pair, asked: list[str]) -> None:
     assert reader() == REPLICA
     for _ in range(5):
@@ -386,9 +397,7 @@ def test_threads_are_pinned_each_for_itself(routed: Pair) -> None:
 
 
 @on_replicated()
-def test_a_thread_with_a_copy_of_the_context_shares_the_pins(
-    routed: Pair
-) -> None:
+def test_a_thread_with_a_copy_of_the_context_shares_the_pins(routed: Pair) -> None:
     """As long as there was a scope when it was copied."""
     pins.begin({})
     routed.replica.pause_replay()
@@ -491,7 +500,7 @@ def test_a_coroutine_that_asks_the_router_gets_an_answer_without_a_question(
 
 @on_replicated()
 def test_a_worker_that_runs_one_task_after_the_other_comes_back_to_the_replica(
-    routed: Pair
+    routed: Pair,
 ) -> None:
     """As those of Celery do: one context for all tasks, and no signal that Django knows."""
 
