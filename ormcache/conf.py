@@ -225,7 +225,10 @@ def current() -> Settings:
     Raises :class:`~ormcache.exceptions.SettingsError` if ``ORMCACHE`` is wrong.
     """
     global _last
-    raw = _raw()
+    try:
+        raw = django_settings.ORMCACHE if _without is None else _raw()
+    except AttributeError:
+        raw = _raw()
     known, settings = _last
     if raw is known:
         return settings
@@ -243,11 +246,11 @@ def _raw() -> Any:
     # Django is slow to say that there is no such setting, and most projects need none.
     # override_settings() puts another object there, and an assignment adds to this one.
     if _without is not None:
-        held: Any = django_settings._wrapped
+        held: Any = django_settings._wrapped  # type: ignore[misc]
         if held is _without and "ORMCACHE" not in vars(held):
             return None
     try:
         return django_settings.ORMCACHE
     except AttributeError:
-        _without = django_settings._wrapped
+        _without = django_settings._wrapped  # type: ignore[misc]
         return None

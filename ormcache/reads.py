@@ -248,9 +248,14 @@ def _connects(connection: Any) -> Callable[..., Any] | None:
     return None if method is _pristine else method
 
 
+def is_guarded() -> bool:
+    """Whether a test runner watches who connects to a database."""
+    return BaseDatabaseWrapper.ensure_connection is not _pristine
+
+
 def is_forbidden(alias: str) -> bool:
     """Whether a test case does not allow queries on ``alias``; it may raise when asked."""
-    if vars(BaseDatabaseWrapper)["ensure_connection"] is _pristine:
+    if not is_guarded():
         return False
     connection: Any = connections[alias]
     if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":

@@ -8,7 +8,6 @@ servers tell no positions, ``MAX_LAG`` seconds have to pass. In any other case t
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 import time
 from collections.abc import Iterable
@@ -21,15 +20,13 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import Model
 
 from ormcache import reads, replicas
-from ormcache.conf import Settings, current
+from ormcache.conf import current
 from ormcache.exceptions import SettingsError
 from ormcache.routers import groups, health, pins
 from ormcache.routers.namespaces import Route
 from ormcache.routers.pins import Pin, Scope
 from ormcache.routers.positions import Position, PositionUnknown
 from ormcache.transactions import holds_reads, is_undisturbed, state_of
-
-_logger = logging.getLogger("ormcache")
 
 _PATIENCE = 0.02
 """For so many seconds, a server that was asked for its position is not asked again."""
@@ -64,22 +61,46 @@ class ReplicaRouter:
 
         None, which lets the next router decide, if the model or the instance lives elsewhere.
         """
-        settings = current()
-        others = groups.replicas_of(self.primary, settings)
-        if not self._is_ours(model, hints, others):
+        others = groups.replicas_of(self.primary, current())
+        if (hints or self.app_labels is not None) and not self._is_ours(model, hints, others):
             return None
         if not others:
             return self.primary
-        self._check_hooks()
         connection: Any = connections[self.primary]
         if holds_reads(connection, state_of(connection)):
             return self.primary
         scope = pins.current()
         pin = None if scope is None else scope.pins.get(self.primary)
-        for alias in self._in_turn(others, scope):
-            if _answers(alias) and (pin is None or _shows(alias, pin, settings)):
-                if scope is not None and scope.is_request:
-                    scope.chosen[self.primary] = alias
+        chosen = None if scope is None else scope.chosen.get(self.primary)
+        first = chosen if chosen in others else self._next(others, scope)
+        if pin is None and first in health.well and not reads.is_guarded():
+            # As it is nearly always.
+            return first
+        return self._reader(others, first, pin, scope)
+
+    def _next(self, others: tuple[str, ...], scope: Scope | None) -> str:
+        alias = others[next(self._turns) % len(others)]
+        self._choose(alias, scope)
+        return alias
+
+    def _choose(self, alias: str, scope: Scope | None) -> None:
+        """In a request, read from this replica from now on.
+
+        So it does not go back in time from one replica to another that is less far, and needs
+        one connection.
+        """
+        if scope is not None and scope.is_request:
+            scope.chosen[self.primary] = alias
+
+    def _reader(
+        self, others: tuple[str, ...], first: str, pin: Pin | None, scope: Scope | None
+    ) -> str:
+        if not self._has_hooks:
+            self._check_hooks()
+        number = others.index(first)
+        for alias in others[number:] + others[:number]:
+            if _answers(alias) and (pin is None or _shows(alias, pin)):
+                self._choose(alias, scope)
                 return alias
         return self.primary
 
@@ -119,22 +140,11 @@ class ReplicaRouter:
         return home is None or home == self.primary or home in others
 
     def _check_hooks(self) -> None:
-        if not self._has_hooks:
-            if not apps.is_installed("ormcache"):
-                raise ImproperlyConfigured(
-                    'ReplicaRouter sees no writes: add "ormcache" to INSTALLED_APPS.'
-                )
-            self._has_hooks = True
-
-    def _in_turn(self, others: tuple[str, ...], scope: Scope | None) -> tuple[str, ...]:
-        """The replicas, beginning with each in turn; within a request always with the same.
-
-        So a request does not go back in time from one replica to another that is less far, and
-        needs one connection.
-        """
-        chosen = None if scope is None else scope.chosen.get(self.primary)
-        first = others.index(chosen) if chosen in others else next(self._turns) % len(others)
-        return others[first:] + others[:first]
+        if not apps.is_installed("ormcache"):
+            raise ImproperlyConfigured(
+                'ReplicaRouter sees no writes: add "ormcache" to INSTALLED_APPS.'
+            )
+        self._has_hooks = True
 
 
 # --- health --------------------------------------------------------------------------------
@@ -147,21 +157,19 @@ def _answers(alias: str) -> bool:
     """
     if reads.is_forbidden(alias):
         return False
-    if health.is_well(alias):
+    if alias in health.well:
         return True
     connection: Any = connections[alias]
-    if connection.in_atomic_block or _is_in_coroutine() or not health.may_try(alias):
+    if connection.in_atomic_block or _is_in_coroutine():
         return False
-    try:
-        if connection.connection is not None and not connection.is_usable():
-            connection.close()
-        connection.ensure_connection()
-    except Error as error:
-        health.failed(alias)
-        _logger.warning("The replica %r does not answer and is not read: %s", alias, error)
-        return False
-    health.connected(alias)
-    return True
+    return health.becomes_well(alias, lambda: _connect(connection))
+
+
+def _connect(connection: Any) -> None:
+    """Raises ``django.db.Error``."""
+    if connection.connection is not None and not connection.is_usable():
+        connection.close()
+    connection.ensure_connection()
 
 
 def _is_in_coroutine() -> bool:
@@ -190,11 +198,11 @@ def position_of(pin: Pin) -> Position | None:
     return pin.position
 
 
-def _shows(alias: str, pin: Pin, settings: Settings) -> bool:
+def _shows(alias: str, pin: Pin) -> bool:
     """Whether a query on ``alias`` sees the write. Asks the replica now and then."""
     connection: Any = connections[alias]
     state = state_of(connection)
-    known = _shows_by_time(state.route(connection, settings), pin)
+    known = _shows_by_time(state.route(connection, current()), pin)
     if known is not None:
         return known
     if _is_in_coroutine() or not is_undisturbed(connection, state):

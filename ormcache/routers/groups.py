@@ -78,7 +78,8 @@ def primary_of(alias: str, settings: Settings) -> str:
 
 def replicas_of(primary: str, settings: Settings) -> tuple[str, ...]:
     """The replicas of ``primary``, in the order of ``DATABASES``. Raises as :func:`primaries`."""
-    known = _replicas.under(settings, tuple(connections))
+    # Asked by the router before each query.
+    known = _replicas.under(settings, tuple(connections.settings))
     found = known.get(primary)
     if found is None:
         found = known[primary] = tuple(

@@ -2,52 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from django import db
 
 from ormcache.stores import Breaker
 
-_well: set[str] = set()
+_logger = logging.getLogger("ormcache")
+
+well: set[str] = set()
+"""Aliases that have been connected to and have not failed since."""
+
 _breakers: dict[str, Breaker] = {}
+_trying: dict[str, threading.Lock] = {}
 
 
 def _forget() -> None:
-    # A breaker's lock may have been held by a thread that fork() has not copied.
-    _well.clear()
+    # A lock may have been held by a thread that fork() has not copied.
+    well.clear()
     _breakers.clear()
+    _trying.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
 
 
-def is_well(alias: str) -> bool:
-    """Whether the alias has been connected to and has not failed since."""
-    return alias in _well
+def becomes_well(alias: str, connect: Callable[[], None]) -> bool:
+    """Find out whether an alias that is not known to be well can be connected to.
 
+    One thread tries; until it knows, and after a failure for a while, the answer is no.
 
-def may_try(alias: str) -> bool:
-    """Whether to connect to an alias that is not known to be well; after a failure, not soon.
-
-    Who tries has to tell the outcome.
+    Args:
+        alias: of a database.
+        connect: connects to it, or raises ``django.db.Error``.
     """
-    return _breakers.setdefault(alias, Breaker()).allows()
+    lock = _trying.setdefault(alias, threading.Lock())
+    if not lock.acquire(blocking=False):
+        return False
+    try:
+        if not _breaker(alias).allows():
+            return False
+        connect()
+    except db.Error as error:
+        failed(alias)
+        _logger.warning("The database %r does not answer: %s", alias, error)
+        return False
+    finally:
+        lock.release()
+    connected(alias)
+    return True
+
+
+def _breaker(alias: str) -> Breaker:
+    return _breakers.setdefault(alias, Breaker())
 
 
 def connected(alias: str) -> None:
     """The alias has been connected to."""
-    if alias not in _well:
-        breaker = _breakers.get(alias)
-        if breaker is not None:
-            breaker.succeeded()
-        _well.add(alias)
+    if alias not in well:
+        _breaker(alias).succeeded()
+        well.add(alias)
 
 
 def failed(alias: str) -> None:
     """The alias could not be connected to, or the connection was lost."""
-    _well.discard(alias)
-    _breakers.setdefault(alias, Breaker()).failed()
+    well.discard(alias)
+    _breaker(alias).failed()
 
 
 def note(connection: Any, error: db.Error) -> None:

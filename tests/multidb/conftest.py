@@ -105,8 +105,9 @@ GROUP = {REPLICA: {"PRIMARY": PRIMARY}}
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which nothing was written and no server was asked."""
     for owner, name, value in (
-        (health, "_well", set()),
+        (health, "well", set()),
         (health, "_breakers", {}),
+        (health, "_trying", {}),
         (replicas, "_breakers", {}),
         (replicas, "_telling", set()),
         (replicas, "reached", {}),

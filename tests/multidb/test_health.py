@@ -9,10 +9,11 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import OperationalError, connections, transaction
 
+from ormcache import replica_router
 from ormcache.routers import ReplicaRouter, health
 from ormcache.stores import breaker as breakers
 from tests.aliases import alias_of
-from tests.interleaving import Background, session
+from tests.interleaving import Background, pause_before, session
 from tests.marks import on_databases
 from tests.models import Author
 from tests.multidb.conftest import REPLICA, reader
@@ -25,18 +26,20 @@ on_servers = on_databases("postgresql", "mariadb", transaction=True)
 @pytest.fixture
 def proxy(using: str, fresh: None, unguarded: None, settings: Any) -> Iterator[Proxy]:
     """What stands between Django and the replica; this process has not connected to it yet."""
-    with Proxy(int(connections[using].settings_dict["PORT"])) as proxy:
-        with alias_of(using, REPLICA, HOST=HOST, PORT=str(proxy.port)):
-            settings.ORMCACHE = {
-                **settings.ORMCACHE,
-                "CACHE_ALIAS": "locmem",
-                "DATABASES": {REPLICA: {"PRIMARY": using}},
-            }
-            settings.DATABASE_ROUTERS = [ReplicaRouter(using)]
-            connections[REPLICA].close()
-            health._forget()
-            yield proxy
-            proxy.mend()
+    with (
+        Proxy(int(connections[using].settings_dict["PORT"])) as proxy,
+        alias_of(using, REPLICA, HOST=HOST, PORT=str(proxy.port)),
+    ):
+        settings.ORMCACHE = {
+            **settings.ORMCACHE,
+            "CACHE_ALIAS": "locmem",
+            "DATABASES": {REPLICA: {"PRIMARY": using}},
+        }
+        settings.DATABASE_ROUTERS = [ReplicaRouter(using)]
+        connections[REPLICA].close()
+        health._forget()
+        yield proxy
+        proxy.mend()
 
 
 @pytest.fixture
@@ -108,6 +111,19 @@ def test_another_replica_is_read_instead(proxy: Proxy, using: str, settings: Any
         with pytest.raises(OperationalError):
             Author.objects.using(REPLICA).count()
         assert {reader() for _ in range(4)} == {"second"}
+
+
+@on_servers
+def test_while_one_thread_tries_the_others_do_not_wait(
+    proxy: Proxy, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = pause_before(monkeypatch, replica_router, "_connect")
+    one = Background(reader)
+    pause.wait()
+    assert reader() == using
+    pause.end()
+    assert one.result() == REPLICA
+    assert reader() == REPLICA
 
 
 # --- dying while it is used --------------------------------------------------------------------
@@ -229,7 +245,7 @@ def test_a_coroutine_does_not_connect(proxy: Proxy, using: str) -> None:
 def test_what_is_known_of_servers_is_not_known_to_a_child_process(proxy: Proxy) -> None:
     """A lock that was held while it was forked would be held for ever."""
     assert reader() == REPLICA
-    assert health.is_well(REPLICA)
+    assert REPLICA in health.well
     health._forget()
-    assert not health.is_well(REPLICA)
+    assert REPLICA not in health.well
     assert reader() == REPLICA

@@ -24,7 +24,7 @@ from ormcache.routers import ReadYourWritesMiddleware, ReplicaRouter, pins, posi
 from tests.aliases import alias_of
 from tests.marks import on_databases, on_replicated
 from tests.models import Author
-from tests.multidb.conftest import PRIMARY, REPLICA, Pair
+from tests.multidb.conftest import PRIMARY, REPLICA, Pair, reader
 from tests.servers import HOST
 
 COOKIE = ReadYourWritesMiddleware.cookie_name
@@ -239,10 +239,10 @@ def test_where_nothing_lags_there_is_no_cookie(
 def test_a_declared_lag_counts_over_requests(
     using: str, fresh: None, site: None, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed = 0.0
+    passed = [0.0]
     clocks = {name: getattr(time, name) for name in ("monotonic", "time")}
     for name, clock in clocks.items():
-        monkeypatch.setattr(replicas.time, name, lambda clock=clock: clock() + passed)
+        monkeypatch.setattr(replicas.time, name, lambda clock=clock: clock() + passed[0])
     monkeypatch.setattr(
         "ormcache.routers.namespaces.identity", lambda connection: (connection.alias,)
     )
@@ -252,10 +252,11 @@ def test_a_declared_lag_counts_over_requests(
         settings.DATABASE_ROUTERS = [ReplicaRouter()]
         user, other = Client(), Client()
         user.post("/write?name=new")
-        for passed in (0.0, 59.0):
+        for seconds in (0.0, 59.0):
+            passed[0] = seconds
             assert user.get("/read").json()["aliases"] == [using]
             assert other.get("/read").json()["aliases"] == ["copy"]
-        passed = 61.0
+        passed[0] = 61.0
         assert user.get("/read").json()["aliases"] == ["copy"]
         assert not user.cookies[COOKIE].value
 
@@ -373,6 +374,8 @@ def test_concurrent_requests_to_an_asgi_application_are_pinned_each_for_itself(
     routed: Pair, site: None, settings: Any, middlewares: list[str]
 ) -> None:
     settings.MIDDLEWARE = middlewares
+    # Now it is known to answer: of several threads, one would try and the others not wait.
+    assert reader() == REPLICA
     routed.replica.pause_replay()
 
     async def request(application: Any, path: str, query: str = "") -> Any:

@@ -1,6 +1,7 @@
 """Which alias a query goes to: the primary for what is written, a replica for what is read."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from ormcache.transactions import state_of
 from tests.aliases import alias_of
 from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.interleaving import session
-from tests.marks import on_databases
+from tests.marks import needs, on_databases
 from tests.models import Author, AuthorProfile, Book, Tag
 
 REPLICAS = ("first", "second")
@@ -368,3 +369,27 @@ def test_it_stands_in_settings_as_a_path_or_as_an_instance(ask_project: AskProje
 def test_without_the_app_it_refuses_to_read_from_replicas(ask_project: AskProject) -> None:
     """Nobody would tell it of writes."""
     assert 'add "ormcache" to INSTALLED_APPS' in ask_project().stderr
+
+
+# --- test cases ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "database", ["default", pytest.param("postgresql", marks=needs("postgresql"))]
+)
+def test_the_tests_of_a_project_with_mirrors_need_not_know_of_the_router(database: str) -> None:
+    """Django's own example of a router fails some of them."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "django", "test", "tests.multidb.mirrored.suite"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.multidb.mirrored.settings",
+            "ORMCACHE_TEST_MIRRORED": database,
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ran 7 tests" in done.stderr
