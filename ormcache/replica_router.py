@@ -73,36 +73,11 @@ class ReplicaRouter:
         pin = None if scope is None else scope.pins.get(self.primary)
         chosen = None if scope is None else scope.chosen.get(self.primary)
         first = chosen if chosen in others else self._next(others, scope)
-        if pin is None and first in health.well and not reads.is_guarded():
+        schema = connection.__dict__.get("schema_name")
+        if pin is None and schema is None and first in health.well and not reads.is_guarded():
             # As it is nearly always.
             return first
-        return self._reader(others, first, pin, scope)
-
-    def _next(self, others: tuple[str, ...], scope: Scope | None) -> str:
-        alias = others[next(self._turns) % len(others)]
-        self._choose(alias, scope)
-        return alias
-
-    def _choose(self, alias: str, scope: Scope | None) -> None:
-        """In a request, read from this replica from now on.
-
-        So it does not go back in time from one replica to another that is less far, and needs
-        one connection.
-        """
-        if scope is not None and scope.is_request:
-            scope.chosen[self.primary] = alias
-
-    def _reader(
-        self, others: tuple[str, ...], first: str, pin: Pin | None, scope: Scope | None
-    ) -> str:
-        if not self._has_hooks:
-            self._check_hooks()
-        number = others.index(first)
-        for alias in others[number:] + others[:number]:
-            if _answers(alias) and (pin is None or _shows(alias, pin)):
-                self._choose(alias, scope)
-                return alias
-        return self.primary
+        return self._reader(others, first, schema, pin, scope)
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
         """The primary; None if the model or the instance lives elsewhere."""
@@ -138,6 +113,49 @@ class ReplicaRouter:
         # What was read from a database outside the group goes on living there.
         home = instance._state.db
         return home is None or home == self.primary or home in others
+
+    def _next(self, others: tuple[str, ...], scope: Scope | None) -> str:
+        alias = others[next(self._turns) % len(others)]
+        self._choose(alias, scope)
+        return alias
+
+    def _choose(self, alias: str, scope: Scope | None) -> None:
+        """In a request, read from this replica from now on.
+
+        So it does not go back in time from one replica to another that is less far, and needs
+        one connection.
+        """
+        if scope is not None and scope.is_request:
+            scope.chosen[self.primary] = alias
+
+    def _reader(
+        self,
+        others: tuple[str, ...],
+        first: str,
+        schema: object,
+        pin: Pin | None,
+        scope: Scope | None,
+    ) -> str:
+        """The first that may be read.
+
+        Args:
+            others: the replicas.
+            first: the one to begin with.
+            schema: of the tenant to which the primary's connection is set; None without tenants.
+            pin: the last write of this context.
+            scope: that of the context.
+        """
+        if not self._has_hooks:
+            self._check_hooks()
+        number = others.index(first)
+        for alias in others[number:] + others[:number]:
+            has_schema = schema is None or schema == getattr(
+                connections[alias], "schema_name", None
+            )
+            if has_schema and _answers(alias) and (pin is None or _shows(alias, pin)):
+                self._choose(alias, scope)
+                return alias
+        return self.primary
 
     def _check_hooks(self) -> None:
         if not apps.is_installed("ormcache"):
@@ -202,12 +220,16 @@ def _shows(alias: str, pin: Pin) -> bool:
     """Whether a query on ``alias`` sees the write. Asks the replica now and then."""
     connection: Any = connections[alias]
     state = state_of(connection)
+    if not is_undisturbed(connection, state):
+        return False
+    replayed = state.replayed
+    if pin.position is not None and replayed is not None and replayed.includes(pin.position):
+        # The usual case, if the last write was not just now.
+        return True
     known = _shows_by_time(state.route(connection, current()), pin)
     if known is not None:
         return known
-    if _is_in_coroutine() or not is_undisturbed(connection, state):
-        return False
-    position = position_of(pin)
+    position = None if _is_in_coroutine() else position_of(pin)
     if position is None:
         return False
     try:

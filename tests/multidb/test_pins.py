@@ -1,7 +1,11 @@
 """Who has written reads what he wrote; nobody else waits for it."""
 
 import asyncio
+import collections
 import contextvars
+import itertools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -556,3 +560,53 @@ def test_requests_in_tasks_share_nothing_that_was_there_before_them(routed: Pair
         return await asyncio.gather(request(True), request(False))
 
     assert async_to_sync(server)() == [PRIMARY, REPLICA]
+
+
+# --- all at once -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@on_replicated()
+def test_nobody_misses_his_own_writes_while_the_replica_stops_and_goes_on(
+    routed: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of four threads and tasks of two loops, and a replica that comes and goes."""
+    monkeypatch.setattr(replica_router, "_PATIENCE", 0.005)
+    ended = threading.Event()
+    used: collections.Counter[str] = collections.Counter()
+
+    def write_and_read(pk: int, number: int) -> None:
+        Author.objects.filter(pk=pk).update(name=str(number))
+        for _ in range(5):
+            author = Author.objects.get(pk=pk)
+            assert author.name == str(number), author._state.db
+            used[author._state.db or ""] += 1
+
+    def requests(pk: int) -> None:
+        for number in itertools.takewhile(lambda _: not ended.is_set(), itertools.count()):
+            request_started.send(sender=None, environ={})
+            write_and_read(pk, number)
+            time.sleep(0.01)
+
+    async def task(pk: int) -> None:
+        for number in itertools.takewhile(lambda _: not ended.is_set(), itertools.count()):
+            await sync_to_async(write_and_read)(pk, number)
+            await asyncio.sleep(0.01)
+
+    async def tasks(first: int) -> None:
+        await asyncio.gather(*map(task, range(first, first + 3)))
+
+    Author.objects.bulk_create([Author(pk=pk, name="") for pk in range(1000, 1010)])
+    routed.replica.wait_for_primary()
+    running = [Background(requests, pk) for pk in range(1000, 1004)]
+    running += [Background(async_to_sync(tasks), first) for first in (1004, 1007)]
+    for _ in range(5):
+        routed.replica.pause_replay()
+        time.sleep(0.2)
+        routed.replica.resume_replay()
+        time.sleep(0.3)
+    ended.set()
+    for one in running:
+        one.result()
+    assert used[PRIMARY] > 10
+    assert used[REPLICA] > 10

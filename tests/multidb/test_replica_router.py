@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.db import DatabaseError, connections, router, transaction
 from django.db.models import prefetch_related_objects
 
 from ormcache.routers import ReplicaRouter, pins
 from ormcache.transactions import state_of
 from tests.aliases import alias_of
-from tests.factories import AuthorFactory, BookFactory, TagFactory
+from tests.factories import AuthorFactory, BookFactory, CommentFactory, TagFactory
 from tests.interleaving import session
 from tests.marks import needs, on_databases
-from tests.models import Author, AuthorProfile, Book, Tag
+from tests.models import Author, AuthorProfile, Book, Comment, Tag
 
 REPLICAS = ("first", "second")
 
@@ -165,6 +166,27 @@ def test_an_object_of_a_database_outside_the_group_stays_there(
             book.author = author
 
 
+@on_sqlite
+def test_what_does_not_ask_the_router_reads_where_the_object_was_read(primary: str) -> None:
+    """As the documentation says: a write in between does not change that."""
+    CommentFactory()
+    comment = Comment.objects.get()
+    authors = Author.objects.raw("SELECT * FROM tests_author")
+    with transaction.atomic(using=primary):
+        Author.objects.create(name="new")
+        assert reader() == primary
+        assert comment.subject._state.db == comment._state.db != primary
+        assert authors.query.using in REPLICAS
+
+
+@on_sqlite
+def test_a_dump_of_a_replica_is_empty(primary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    AuthorFactory(name="dumped")
+    for alias in (primary, *REPLICAS):
+        call_command("dumpdata", "tests.author", database=alias)
+        assert ("dumped" in capsys.readouterr().out) == (alias == primary)
+
+
 # --- transactions ----------------------------------------------------------------------------
 
 
@@ -237,6 +259,20 @@ def test_a_session_that_was_altered_reads_what_it_may_see(primary: str, statemen
             cursor.execute(statement)
         assert reader() == primary
     assert reader() in REPLICAS
+
+
+@on_sqlite
+def test_a_replica_that_is_set_to_another_tenant_is_not_read(primary: str) -> None:
+    """As the connections of django-tenants are, each by a call of its own."""
+    connections[primary].schema_name = "tenant"
+    try:
+        assert [reader() for _ in range(4)] == [primary] * 4
+        connections["second"].schema_name = "another"
+        assert [reader() for _ in range(4)] == [primary] * 4
+        connections["second"].schema_name = "tenant"
+        assert [reader() for _ in range(4)] == ["second"] * 4
+    finally:
+        del connections[primary].schema_name
 
 
 @on_sqlite
