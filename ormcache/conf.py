@@ -230,6 +230,8 @@ def parse(raw: Any) -> tuple[Settings, list[Problem]]:
 
 
 _last: tuple[object, Settings] = (None, Settings())
+_without: object = None
+"""Django's settings as they were when ORMCACHE was not among them."""
 
 
 def current() -> Settings:
@@ -238,7 +240,10 @@ def current() -> Settings:
     Raises :class:`~ormcache.exceptions.SettingsError` if ``ORMCACHE`` is wrong.
     """
     global _last
-    raw = getattr(django_settings, "ORMCACHE", None)
+    try:
+        raw = django_settings.ORMCACHE if _without is None else _raw()
+    except AttributeError:
+        raw = _raw()
     known, settings = _last
     if raw is known:
         return settings
@@ -248,3 +253,19 @@ def current() -> Settings:
     # One assignment, so that another thread sees the old pair or the new one.
     _last = (raw, settings)
     return settings
+
+
+def _raw() -> Any:
+    """``settings.ORMCACHE``, or None."""
+    global _without
+    # Django is slow to say that there is no such setting, and most projects need none.
+    # override_settings() puts another object there, and an assignment adds to this one.
+    if _without is not None:
+        held: Any = django_settings._wrapped  # type: ignore[misc]
+        if held is _without and "ORMCACHE" not in vars(held):
+            return None
+    try:
+        return django_settings.ORMCACHE
+    except AttributeError:
+        _without = django_settings._wrapped  # type: ignore[misc]
+        return None

@@ -19,6 +19,7 @@ from ormcache.exceptions import SettingsError
 from ormcache.memo import Memo
 
 _memo: Memo[str, Mapping[str, str]] = Memo()
+_replicas: Memo[str, tuple[str, ...]] = Memo()
 
 
 def declared_primary(alias: str, settings: Settings) -> str | None:
@@ -76,5 +77,12 @@ def primary_of(alias: str, settings: Settings) -> str:
 
 
 def replicas_of(primary: str, settings: Settings) -> tuple[str, ...]:
-    """The replicas of ``primary``, in the order of ``DATABASES``."""
-    return tuple(alias for alias, its in primaries(settings).items() if its == primary)
+    """The replicas of ``primary``, in the order of ``DATABASES``. Raises as :func:`primaries`."""
+    # Asked by the router before each query.
+    known = _replicas.under(settings, tuple(connections.settings))
+    found = known.get(primary)
+    if found is None:
+        found = known[primary] = tuple(
+            alias for alias, its in primaries(settings).items() if its == primary
+        )
+    return found
