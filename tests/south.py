@@ -189,4 +189,5 @@ class Obeying:
         return self.answer()
 
     def do(self, code: str) -> None:
-        assert self.ask(code) == "done"
+        answer = self.ask(code)
+        assert answer == "done", answer

@@ -139,10 +139,10 @@ def there(cached: Watch, settings: Any) -> Callable[[], Any]:
     return there
 
 
-def is_cached_again(cached: Watch, question: Callable[[], Any]) -> float:
+def wait_until_cached(cached: Watch, question: Callable[[], Any]) -> float:
     """Ask until the answer is stored; the seconds that this took."""
     begun = time.monotonic()
-    while cached.call(question)[1] != ["miss"]:
+    while cached.call(question)[1][0] not in ("miss", "hit"):
         assert time.monotonic() < begun + 3 * LEASE, "it is never cached again"
         time.sleep(0.02)
     cached.hit(question)
@@ -234,7 +234,7 @@ def test_after_a_migrating_process_was_killed_caching_is_back_within_a_lease(
     migrating.kill()
     initial.finish(migrating, fails=True)
     assert cached.call(names) == (["old"], [BUSY])
-    assert is_cached_again(cached, names) <= LEASE + 0.2
+    assert wait_until_cached(cached, names) <= LEASE + 0.2
 
 
 @on_postgresql
@@ -253,7 +253,7 @@ def test_after_a_connection_that_was_lost_the_lease_ends_the_hold(
     initial.end("before the commit")
     initial.finish(migrating, fails=True)
     assert cached.call(names) == (["old"], [BUSY])
-    assert is_cached_again(cached, names) <= LEASE + 0.2
+    assert wait_until_cached(cached, names) <= LEASE + 0.2
 
 
 @on_both
@@ -350,7 +350,7 @@ def test_without_redis_a_migration_runs_if_the_settings_say_so(
         redis.resume()
     assert f"ormcache_south: {HOST}:{redis.port} does not answer" in output
     assert "was not told of all writes" in output
-    is_cached_again(cached, names)
+    wait_until_cached(cached, names)
     assert names() == ["new"]
 
 
@@ -389,7 +389,7 @@ def test_redis_that_goes_away_in_the_middle_stops_the_migrations(
         redis.resume()
     assert "CommandError: The migration is done and recorded, but Redis at" in output
     assert "0003" not in output.partition("CommandError")[0].partition("> legacy:0002")[2]
-    is_cached_again(cached, names)
+    wait_until_cached(cached, names)
     assert names() == ["new"]
     # The next run does the rest.
     initial.manage("migrate", "legacy", "0003")
@@ -650,7 +650,7 @@ def test_after_a_writer_was_killed_in_its_commit_caching_is_back_within_a_lease(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert cached.call(names) == (["written"], [BUSY])
-    assert is_cached_again(cached, names) <= LEASE + 0.2
+    assert wait_until_cached(cached, names) <= LEASE + 0.2
 
 
 @on_postgresql
@@ -673,7 +673,7 @@ def test_a_commit_of_unknown_outcome_is_left_to_its_lease(
     answer = writing.answer()
     assert answer.startswith(("OperationalError", "InterfaceError", "DatabaseError")), answer
     assert cached.call(names) == (["new"], [BUSY])
-    is_cached_again(cached, names)
+    wait_until_cached(cached, names)
 
 
 @on_postgresql
@@ -711,7 +711,7 @@ def test_without_redis_writes_are_refused_and_undone(
     finally:
         redis.resume()
     writing.do("Item.objects.update(name='written')")
-    is_cached_again(cached, names)
+    wait_until_cached(cached, names)
     assert names() == ["written"]
 
 
@@ -737,7 +737,7 @@ def test_without_redis_writes_go_on_if_the_settings_say_so_and_are_told_later(
         while names() != ["written"]:
             assert time.monotonic() < deadline, "nobody tells of it"
             time.sleep(0.02)
-        cached.warm(names)
+        wait_until_cached(cached, names)
 
 
 @on_sqlite
@@ -766,6 +766,7 @@ def test_what_nothing_announces_can_be_told_by_hand(
 ) -> None:
     cached.warm(names)
     cached.warm(notes)
+    writing.do("connection.ensure_connection()")
     writing.do("connection.connection.execute(\"UPDATE legacy_item SET name = 'unseen'\")")
     assert cached.hit(names) == ["new"]
     writing.do("ormcache_south.invalidate('default', 'legacy_item')")

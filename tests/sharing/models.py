@@ -29,3 +29,14 @@ class Note(models.Model):
         app_label = "sharing"
         managed = False
         db_table = "notes_note"
+
+
+class Book(models.Model):
+    """The table of the examples in `docs/reference/protocol.md`."""
+
+    title = models.CharField(max_length=20)
+
+    class Meta:
+        app_label = "sharing"
+        managed = False
+        db_table = "shop_book"

@@ -299,7 +299,7 @@ class Options(object):
             if name not in _OPTIONS:
                 known = ", ".join(sorted(_OPTIONS))
                 raise ImproperlyConfigured(
-                    "%s has an unknown option %r. Known options: %s." % (where, name, known)
+                    "%s has an unknown option %r. Known options: %s." % (where, _str(name), known)
                 )
         for name in sorted(_OPTIONS):
             expected, accepts = _OPTIONS[name]
@@ -339,10 +339,10 @@ def parse(setting, databases):
         if alias not in databases:
             raise ImproperlyConfigured(
                 "ORMCACHE_SOUTH has %r, which is not in DATABASES. Known aliases: %s."
-                % (alias, ", ".join(sorted(databases)))
+                % (_str(alias), ", ".join(sorted(databases)))
             )
     return dict(
-        (alias, None if given is None else Options("ORMCACHE_SOUTH[%r]" % alias, given))
+        (alias, None if given is None else Options("ORMCACHE_SOUTH[%r]" % _str(alias), given))
         for alias, given in setting.items()
     )
 
@@ -776,14 +776,14 @@ def _link_of(connection):
         if _options is not None and alias not in _options:
             _say_once(
                 "The database %r is not in ORMCACHE_SOUTH: nobody is told of what happens to it. "
-                "None instead of a dict says that this is meant." % alias
+                "None instead of a dict says that this is meant." % _str(alias)
             )
         return None
     name = connection.settings_dict["NAME"]
     if name != _names[alias] or hasattr(mail, "outbox"):
         _say_once(
             "This is a test run, or the database %r is not the one that the settings named: "
-            "nobody is told of what happens to %r." % (alias, name)
+            "nobody is told of what happens to %r." % (_str(alias), _str(name))
         )
         return None
     return link
