@@ -1,6 +1,6 @@
 """Copies the Lua scripts into `ormcache_south.py`, which has to do without the other files.
 
-    python -m tests.embed_lua
+`python -m tests.embed_lua`, after one of them has changed.
 """
 
 import re
@@ -21,7 +21,7 @@ def embedded(source: str) -> str:
     """`source` with the scripts as they are now."""
     for constant, name in _CONSTANTS.items():
         text = (PACKAGE / "stores" / "lua" / f"{name}.lua").read_text("utf-8")
-        pattern = re.compile(rf'^({constant} = r""").*?(?="""$)', re.DOTALL | re.MULTILINE)
+        pattern = re.compile(rf'^({constant} = r"""\n).*?(?="""$)', re.DOTALL | re.MULTILINE)
         source, count = pattern.subn(lambda match: match[1] + text, source)  # noqa: B023
         assert count == 1, constant
     return source

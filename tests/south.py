@@ -9,10 +9,10 @@ import functools
 import hashlib
 import json
 import os
-import select
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +104,9 @@ class Project:
 
     def start(self, *arguments: str, pauses: bool = False) -> "subprocess.Popen[str]":
         """Start `manage.py`; with `pauses` it stops at each point that the project names."""
+        return self._spawn("manage.py", *arguments, pauses=pauses)
+
+    def _spawn(self, *arguments: str, pauses: bool = False) -> "subprocess.Popen[str]":
         given = {"DATABASES": self.databases, "ORMCACHE_SOUTH": self.ormcache_south}
         environment = {**os.environ, "SOUTH_PROJECT": json.dumps(given)}
         # Neither the settings nor the coverage of the tests.
@@ -114,7 +117,7 @@ class Project:
         if pauses:
             environment["SOUTH_PAUSES"] = str(self.directory)
         process = subprocess.Popen(
-            [str(self.python), "manage.py", *arguments],
+            [str(self.python), *arguments],
             cwd=PROJECT,
             env=environment,
             text=True,
@@ -146,6 +149,15 @@ class Project:
     def end(self, pause: str) -> None:
         (self.directory / f"{pause}.go").touch()
 
+    def run(self, code: str) -> None:
+        """Run Python code in a process that has no more than DJANGO_SETTINGS_MODULE."""
+        lines = [
+            "import os, sys",
+            "sys.path.insert(0, os.getcwd())",
+            "os.environ['DJANGO_SETTINGS_MODULE'] = 'settings'",
+        ]
+        self.finish(self._spawn("-c", "\n".join([*lines, code])))
+
     @contextlib.contextmanager
     def obeying(self, *, pauses: bool = False) -> Iterator["Obeying"]:
         """A process that runs what it is told to."""
@@ -174,15 +186,17 @@ class Obeying:
         """What became of the code that was sent: "done", or its error."""
         assert self.process.stdout is not None
         lines = []
-        while True:
-            ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
-            assert ready, "the process does not answer"
-            line = self.process.stdout.readline()
-            assert line, "".join(lines)
-            with contextlib.suppress(ValueError):
-                return str(json.loads(line))
-            # Of ormcache_south, to stderr.
-            lines.append(line)
+        stuck = threading.Timer(SECONDS, self.process.kill)
+        stuck.start()
+        try:
+            for line in iter(self.process.stdout.readline, ""):
+                with contextlib.suppress(ValueError):
+                    return str(json.loads(line))
+                # What South and ormcache_south have to say.
+                lines.append(line)
+        finally:
+            stuck.cancel()
+        raise AssertionError("the process ended:\n" + "".join(lines))
 
     def ask(self, code: str) -> str:
         self.send(code)

@@ -1,9 +1,11 @@
 """The examples of `docs/reference/protocol.md`, taken out of the page and run."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -37,7 +39,9 @@ on_mariadb = on_databases("mariadb", transaction=True)
 def blocks() -> dict[str, str]:
     """The examples by the names that their first lines give them; JSON has none."""
     found = {}
-    for language, text in re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S):
+    for language, text in re.findall(
+        r"^```(\w+)\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S
+    ):
         name = re.search(r"^(?:#|--) (\w+\.\w+)", text, re.M)
         found[name[1] if name else language] = text
     return found
@@ -126,13 +130,16 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            # To be killed with its children.
+            start_new_session=True,
         )
         running.append(process)
         return process
 
     yield run
     for process in running:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -168,9 +175,7 @@ def test_bump(run: Any, cached: Watch, titles: Callable[[], Any], using: str, ta
 
 
 @on_postgresql
-def test_psql_between_hold_and_release(
-    run: Any, cached: Watch, titles: Callable[[], Any]
-) -> None:
+def test_psql_between_hold_and_release(run: Any, cached: Watch, titles: Callable[[], Any]) -> None:
     assert cached.warm(titles) == ["old"]
     end(run("bash", "psql.sh"))
     assert cached.warm(titles) == ["new"]

@@ -14,8 +14,8 @@ from django.db.models.query import RawQuerySet
 import ormcache
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
-from ormcache.signals import tables_invalidated
 from ormcache.routers.namespaces import Route
+from ormcache.signals import tables_invalidated
 from ormcache.transactions import state_of
 
 
@@ -163,8 +163,8 @@ class Command(BaseCommand):
             ) from error
         if facts is None:
             raise CommandError(
-                f"The database {database!r} is cached in {route.cache_alias!r}, which is not Redis "
-                "or Valkey in strict consistency: no other program can invalidate there."
+                f"The database {database!r} is cached in {route.cache_alias!r}, which is not "
+                "Redis or Valkey in strict consistency: no other program can invalidate there."
             )
         if script is not None:
             scripts: Any = facts["scripts"]

@@ -51,7 +51,7 @@ PROTOCOL = 1
 EVERYTHING = "*"
 
 _clock = getattr(time, "monotonic", time.time)
-_text_types = (type(b""), type(u""))
+_text_types = (bytes, type(b"".decode()))
 
 
 class CacheError(Exception):
@@ -70,7 +70,8 @@ class CacheUnreachable(db.OperationalError):
 #
 # Copies of ormcache/stores/lua. `python -m tests.embed_lua` makes them, a test compares them.
 
-_INCARNATION = r"""-- A server that was restarted, demoted or promoted is another one: ARGV[1] is the replication id
+_INCARNATION = r"""
+-- A server that was restarted, demoted or promoted is another one: ARGV[1] is the replication id
 -- that the caller believes in.
 
 local info = redis.call('INFO', 'replication')
@@ -80,7 +81,8 @@ if not string.find(info, 'role:master', 1, true)
 end
 """
 
-_REGISTERS = r"""-- Registers: one hash per table, and one ("*") for the whole namespace.
+_REGISTERS = r"""
+-- Registers: one hash per table, and one ("*") for the whole namespace.
 --
 --   n   nonce of the current interval without commits; absent in a register that is new here
 --   x   counter for programs that know nothing but HINCRBY: part of the nonce
@@ -159,7 +161,8 @@ local function touch(key, namespace)
 end
 """
 
-_HOLD = r"""-- Announce a commit. KEYS: "*", register of each table (or "*" again). ARGV[4]: the intent.
+_HOLD = r"""
+-- Announce a commit. KEYS: "*", register of each table (or "*" again). ARGV[4]: the intent.
 -- Arming again with the same intent renews its lease.
 
 touch(KEYS[1], KEYS[1])
@@ -183,7 +186,8 @@ end
 return 1
 """
 
-_RELEASE = r"""-- A commit is over. KEYS and ARGV as for arm.lua; an empty intent only makes a fresh nonce.
+_RELEASE = r"""
+-- A commit is over. KEYS and ARGV as for arm.lua; an empty intent only makes a fresh nonce.
 
 touch(KEYS[1], KEYS[1])
 for i = 2, #KEYS do
@@ -204,8 +208,8 @@ end
 return 1
 """
 
-HOLD = "\n".join((_INCARNATION, _REGISTERS, _HOLD))
-RELEASE = "\n".join((_INCARNATION, _REGISTERS, _RELEASE))
+HOLD = (_INCARNATION + _REGISTERS + _HOLD)[1:]
+RELEASE = (_INCARNATION + _REGISTERS + _RELEASE)[1:]
 
 _FLAGS = b"#!lua flags=allow-oom\n"
 """What Redis 7 and Valkey want to read first, to run a script although memory is full."""
@@ -318,10 +322,10 @@ class Options(object):
             self.address = Address(_str(self.REDIS))
         except ValueError as error:
             raise ImproperlyConfigured("%s['REDIS'] is wrong: %s." % (where, error))
-        self.also_writes = dict(
-            (_str(name).lower(), set(_str(other).lower() for other in others))
+        self.also_writes = {
+            _str(name).lower(): {_str(other).lower() for other in others}
             for name, others in self.ALSO_WRITES.items()
-        )
+        }
 
 
 def parse(setting, databases):
@@ -341,10 +345,10 @@ def parse(setting, databases):
                 "ORMCACHE_SOUTH has %r, which is not in DATABASES. Known aliases: %s."
                 % (_str(alias), ", ".join(sorted(databases)))
             )
-    return dict(
-        (alias, None if given is None else Options("ORMCACHE_SOUTH[%r]" % _str(alias), given))
+    return {
+        alias: None if given is None else Options("ORMCACHE_SOUTH[%r]" % _str(alias), given)
         for alias, given in setting.items()
-    )
+    }
 
 
 # --- Redis ---------------------------------------------------------------------------------
@@ -393,7 +397,10 @@ class Server(object):
             self.call(b"SELECT", b"%d" % address.database)
         facts = {}
         for section in (b"server", b"replication"):
-            for line in self.call(b"INFO", section).splitlines():
+            answer = self.call(b"INFO", section)
+            if not isinstance(answer, bytes):
+                raise CacheError("INFO is answered with %r" % (answer,))
+            for line in answer.splitlines():
                 name, _, value = line.partition(b":")
                 facts[name] = value
         if facts.get(b"role") != b"master":
@@ -451,24 +458,28 @@ class Server(object):
 def _connected(address, timeout):
     if address.path is not None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
-        connection.connect(address.path)
-        return connection
-    connection = socket.create_connection((address.host, address.port), timeout)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not address.tls:
-        return connection
+    else:
+        connection = socket.create_connection((address.host, address.port), timeout)
     try:
-        context = ssl.create_default_context(cafile=address.ca_certs)
-        if not address.verified:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if address.certfile is not None:
-            context.load_cert_chain(address.certfile, address.keyfile)
-        return context.wrap_socket(connection, server_hostname=address.host)
+        if address.path is not None:
+            connection.settimeout(timeout)
+            connection.connect(address.path)
+            return connection
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return _with_tls(connection, address) if address.tls else connection
     except BaseException:
         connection.close()
         raise
+
+
+def _with_tls(connection, address):
+    context = ssl.create_default_context(cafile=address.ca_certs)
+    if not address.verified:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if address.certfile is not None:
+        context.load_cert_chain(address.certfile, address.keyfile)
+    return context.wrap_socket(connection, server_hostname=address.host)
 
 
 def _cache_error(error):
@@ -522,8 +533,7 @@ class Link(object):
                 raise
             except CacheError:
                 # Other idle sockets are likely as dead as this one.
-                while self._idle:
-                    self._idle.pop().close()
+                self.close()
         server = Server(self.options.address, self.options.SOCKET_TIMEOUT)
         return self._run_on(server, script, intent, tables)
 
@@ -544,6 +554,11 @@ class Link(object):
             server.close()
             raise
         self._idle.append(server)
+
+    def close(self):
+        """Close the idle sockets."""
+        while self._idle:
+            self._idle.pop().close()
 
     # Before a write.
 
@@ -737,7 +752,7 @@ class Process(object):
 
     def __init__(self, options):
         self.pid = os.getpid()
-        self.links = dict((alias, Link(its)) for alias, its in options.items() if its is not None)
+        self.links = {alias: Link(its) for alias, its in options.items() if its is not None}
         self.keeper = Keeper()
         self.migrations = {}
 
@@ -968,8 +983,7 @@ _MAY_WRITE = re.compile(
     r"\b(?:analy[sz]e|autocommit|delete|insert|into|merge|replace|update)\b", re.IGNORECASE
 )
 _CONTROLS = frozenset(
-    ("begin", "explain", "pragma", "reset", "rollback", "savepoint", "set", "show", "start")
-    + ("values", "with")
+    "begin explain pragma reset rollback savepoint set show start values with".split()
 )
 
 READ = "read"
@@ -1014,7 +1028,7 @@ def _with_triggers(tables, also):
     found, new = set(), set(tables)
     while new:
         found |= new
-        new = set(other for name in new for other in also.get(name, ())) - found
+        new = {other for name in new for other in also.get(name, ())} - found
     return found
 
 
@@ -1112,9 +1126,7 @@ def _execute(original, cursor, sql, *args, **kwargs):
     link = _writing_link(cursor.db)
     if link is None:
         return original(cursor, sql, *args, **kwargs)
-    return _apply(
-        cursor.db, link, effect_of(sql), lambda: original(cursor, sql, *args, **kwargs)
-    )
+    return _apply(cursor.db, link, effect_of(sql), lambda: original(cursor, sql, *args, **kwargs))
 
 
 def _write_anything(connection, operation):
@@ -1137,9 +1149,7 @@ def _driver_attribute(original, cursor, name):
     attribute = original(cursor, name)
     if name not in _DRIVER_WRITES:
         return attribute
-    return lambda *args, **kwargs: _write_anything(
-        cursor.db, lambda: attribute(*args, **kwargs)
-    )
+    return lambda *args, **kwargs: _write_anything(cursor.db, lambda: attribute(*args, **kwargs))
 
 
 def _commit(original, connection):
@@ -1264,7 +1274,7 @@ def invalidate(alias, *tables):
     """
     link = _link_of(connections[alias])
     if link is not None:
-        link.announce(set(_folded(name) for name in tables) or {EVERYTHING}).release()
+        link.announce({_folded(name) for name in tables} or {EVERYTHING}).release()
 
 
 def _is_installed():
