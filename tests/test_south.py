@@ -40,7 +40,9 @@ on_postgresql = on_databases("postgresql", transaction=True)
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    with RedisServer(options={"requirepass": "secret"}) as redis:
+    redis = RedisServer(options={"requirepass": "secret"})
+    redis.serve_tls()
+    with redis:
         yield redis
 
 
@@ -340,6 +342,19 @@ def test_only_the_database_that_is_migrated_is_flushed(
 
 
 # --- settings and failures -------------------------------------------------------------------
+
+
+@on_sqlite
+def test_redis_may_be_reached_by_tls(
+    initial: south.Project, cached: Watch, names: Callable[[], Any], redis: RedisServer
+) -> None:
+    cached.warm(names)
+    initial.ormcache_south["default"]["REDIS"] = (
+        f"rediss://:secret@localhost:{redis.options['tls-port']}/3"
+        f"?ssl_ca_certs={redis.files / 'certificate.pem'}"
+    )
+    initial.manage("migrate", "legacy", "0002")
+    assert cached.warm(names) == ["new"]
 
 
 @on_sqlite
@@ -700,6 +715,32 @@ def test_a_commit_that_the_database_refuses_is_over_at_once(
     answer = writing.ask("with transaction.atomic():\n  Item.objects.create(name='new', price=1)")
     assert answer.startswith("IntegrityError")
     assert cached.warm(names) == ["new"]
+    writing.do("Item.objects.update(name='written')")
+    assert cached.warm(names) == ["written"]
+
+
+@on_both
+def test_an_interrupt_before_a_commit_undoes_the_transaction(
+    writing: south.Obeying, cached: Watch, names: Callable[[], Any]
+) -> None:
+    """For such errors Django would go on to switch autocommit on, and SQLite would commit."""
+    cached.warm(names)
+    writing.do("""
+hold = ormcache_south.Link.hold
+def interrupted(*args):
+    raise KeyboardInterrupt
+ormcache_south.Link.hold = interrupted
+try:
+    with transaction.atomic():
+        Item.objects.update(name='lost')
+except KeyboardInterrupt:
+    pass
+else:
+    raise AssertionError("nothing was announced")
+ormcache_south.Link.hold = hold
+assert Item.objects.get().name == 'new'
+""")
+    cached.hit(names)
     writing.do("Item.objects.update(name='written')")
     assert cached.warm(names) == ["written"]
 

@@ -5,7 +5,6 @@
 
 import importlib.util
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -221,26 +220,11 @@ def test_triggers_are_followed_to_the_end() -> None:
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
     redis = RedisServer(options={"requirepass": "secret", "unixsocketperm": "777"})
-    make_certificate(redis)
-    redis.options |= {
-        "unixsocket": str(redis.files / "redis.sock"),
-        "tls-port": str(free_port()),
-        "tls-cert-file": "certificate.pem",
-        "tls-key-file": "key.pem",
-        "tls-auth-clients": "no",
-        "user": "me on >pass ~* +@all",
-    }
+    redis.options["unixsocket"] = str(redis.files / "redis.sock")
+    redis.options["user"] = "me on >pass ~* +@all"
+    redis.serve_tls()
     with redis:
         yield redis
-
-
-def make_certificate(redis: RedisServer) -> None:
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
-        f"-subj /CN=ormcache -addext subjectAltName=IP:{HOST} -keyout key.pem -out certificate.pem"
-    )
-    subprocess.run(command.split(), cwd=redis.files, check=True, capture_output=True)
-    (redis.files / "key.pem").chmod(0o644)
 
 
 def connect(url: str, timeout: float = 2) -> Any:

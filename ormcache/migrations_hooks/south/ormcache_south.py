@@ -498,6 +498,7 @@ class Link(object):
         self._idle = []
         self._owed = set()
         self._lock = threading.Lock()
+        self._paying = threading.Lock()
         self._tried_at = None
 
     # What the protocol has.
@@ -602,15 +603,17 @@ class Link(object):
 
     def pay(self):
         """Invalidate what is owed. Returns whether nothing is any more."""
-        with self._lock:
-            due, self._owed = self._owed, set()
-        if due:
-            try:
-                self.bump(due)
-            except CacheError:
-                with self._lock:
-                    self._owed |= due
-        return not self.owes
+        # One at a time: what another thread is paying is not paid yet.
+        with self._paying:
+            with self._lock:
+                due, self._owed = self._owed, set()
+            if due:
+                try:
+                    self.bump(due)
+                except CacheError:
+                    with self._lock:
+                        self._owed |= due
+            return not self.owes
 
 
 _OPEN = (
