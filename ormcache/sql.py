@@ -532,8 +532,8 @@ _DEFINES = frozenset("create alter drop rename reassign".split())
 # Words of DDL that may change what a name means, or what a query sees of it, without naming it.
 _HINTS = frozenset(
     """
-    attach detach engine function inherit inherits owned partition policy rename rule
-    schema security server view virtual
+    attach detach engine inherit inherits owned partition rename schema security server view
+    virtual
     """.split()
 )
 _UNNAMED = frozenset("call do exec execute begin_procedure import".split())
