@@ -261,6 +261,42 @@ def test_in_a_transaction_it_looks_and_does_not_write(
 
 
 @on_postgresql
+def test_each_schema_may_have_a_fence_of_its_own(fenced: Watch, using: str, clock: Clock) -> None:
+    def look_in(schema: str) -> Any:
+        with connections[using].cursor() as cursor:
+            cursor.execute(f"SET search_path = {schema}, public")
+        return names(using)()
+
+    backdoor.execute(
+        using,
+        *(
+            statement
+            for schema in ("one", "two")
+            for statement in (
+                f"CREATE SCHEMA {schema}",
+                f"CREATE TABLE {schema}.tests_author (LIKE public.tests_author INCLUDING ALL)",
+                f"INSERT INTO {schema}.tests_author (name) VALUES ('old')",
+                f"CREATE TABLE {schema}.ormcache_fence (LIKE ormcache_fence INCLUDING ALL)",
+            )
+        ),
+    )
+    try:
+        for _ in range(2):
+            assert look_in("one") == look_in("two") == ["old"]
+        backdoor.execute(
+            using,
+            "UPDATE two.tests_author SET name = 'new'",
+            "INSERT INTO two.ormcache_fence (table_name) VALUES ('tests_author')",
+        )
+        clock.now += 3
+        assert look_in("one") == ["old"]
+        assert look_in("two") == ["new"]
+    finally:
+        backdoor.execute(using, "DROP SCHEMA one, two CASCADE", "RESET search_path")
+        connections[using].close()
+
+
+@on_postgresql
 def test_a_transaction_that_must_not_be_disturbed_is_not(
     fenced: Watch, using: str, clock: Clock
 ) -> None:
