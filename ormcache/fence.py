@@ -32,6 +32,7 @@ from ormcache.stores import EVERYTHING, Breaker
 from ormcache.transactions import (
     ConnectionState,
     in_transaction,
+    is_open,
     is_undisturbed,
     let_go_if_lost,
     state_of,
@@ -148,7 +149,8 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
     place = _place(connection, state, route)
     last = _looks.get(place)
     connection.ensure_connection()
-    is_inside = in_transaction(connection, state)
+    # Django need not know of a transaction that was begun through the driver.
+    is_inside = in_transaction(connection, state) or bool(is_open(connection))
     try:
         with savepoint(connection) if is_inside else nullcontext():
             rows = _rows(connection, is_there=last is not None)

@@ -297,6 +297,22 @@ def test_each_schema_may_have_a_fence_of_its_own(fenced: Watch, using: str, cloc
 
 
 @on_postgresql
+def test_a_transaction_of_the_driver_is_one_too(fenced: Watch, using: str, clock: Clock) -> None:
+    """Rows are neither removed in it, nor told for the last time."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    with connections[using].connection.transaction():
+        rename(using, "new", "tests_author")
+        clock.now += 3
+        Tag.objects.using(using).count()
+        with session(using):
+            assert fenced.warm(names(using)) == ["old"]
+    clock.now += 3
+    assert len(rows(using)) == 1
+    assert fenced.warm(names(using)) == ["new"]
+
+
+@on_postgresql
 def test_a_transaction_that_must_not_be_disturbed_is_not(
     fenced: Watch, using: str, clock: Clock
 ) -> None:
