@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from django import db
 from django.db import connections
 
-from ormcache import sql
-from ormcache.conf import Settings
+from ormcache import relations, sql
+from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
@@ -193,8 +193,7 @@ def _tell(route: Route, names: Collection[str]) -> bool:
         return True
     if route.store is None or not route.breaker.allows():
         return False
-    folded = sorted({sql.fold(name.rpartition(".")[2]) for name in names})
-    tables = [EVERYTHING] if EVERYTHING in names else folded
+    tables = [EVERYTHING] if EVERYTHING in names else sorted(_written(names))
     try:
         route.store.bump(route.namespace, tables)
     except CacheError:
@@ -202,6 +201,17 @@ def _tell(route: Route, names: Collection[str]) -> bool:
         return False
     route.breaker.succeeded()
     return True
+
+
+def _written(names: Iterable[str]) -> set[str]:
+    """The tables that are meant, and what is written with them, by a trigger for example."""
+    # What stands before a dot may be a schema, or a part of the name.
+    tables = {
+        table
+        for name in names
+        for table in (sql.table_name(name), sql.fold(name.rpartition(".")[2]))
+    }
+    return relations.written_with(tables, current().WRITES)
 
 
 def _remove(connection: Any, ids: Sequence[int]) -> bool:

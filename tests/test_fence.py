@@ -312,6 +312,32 @@ def test_a_transaction_of_the_driver_is_one_too(fenced: Watch, using: str, clock
     assert fenced.warm(names(using)) == ["new"]
 
 
+@everywhere
+def test_what_is_written_with_a_table_becomes_invalid_with_it(
+    fenced: Watch, using: str, clock: Clock, settings: Any
+) -> None:
+    """A trigger that Django was told of fires for the others' writes, too."""
+    writes = {"tests_tag": ["tests_author"]}
+    settings.ORMCACHE = {**settings.ORMCACHE, "WRITES": writes}
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_tag")
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+
+
+@everywhere
+@pytest.mark.parametrize("name", ['"Odd.Name"', 'public"."Odd.Name', "Odd.Name"])
+def test_a_table_may_have_a_dot_in_its_name(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(store_of(using), "bump", lambda space, tables: told.extend(tables))
+    backdoor.execute(using, ANNOUNCE.format(name))
+    names(using)()
+    assert "odd.name" in told
+
+
 @on_postgresql
 def test_a_transaction_that_must_not_be_disturbed_is_not(
     fenced: Watch, using: str, clock: Clock
