@@ -15,22 +15,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from django import db
 from django.db import connections
 
-from ormcache import sql
-from ormcache.conf import Settings
+from ormcache import relations, sql
+from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
 from ormcache.stores import EVERYTHING, Breaker
 from ormcache.transactions import (
+    ConnectionState,
     in_transaction,
+    is_open,
     is_undisturbed,
     let_go_if_lost,
     state_of,
@@ -51,6 +53,7 @@ _EXISTS = {
 _ROWS = f"SELECT id, table_name, created FROM {TABLE}"
 
 
+_PLACES_LIMIT = 1000
 _AT_ONCE = 1000
 """How many rows are removed by one statement."""
 _WAITS: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -83,7 +86,8 @@ class _Look(NamedTuple):
     """
 
 
-_looks: dict[str, _Look] = {}
+_looks: dict[tuple[object, ...], _Look] = {}
+"""By namespace and by what decides in which schema the table is found."""
 _breakers: dict[str, Breaker] = {}
 """Of primaries that are asked for their replicas' sake, by alias."""
 
@@ -97,31 +101,40 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
     if settings.FENCE is None:
         return None
     now = time.monotonic()
-    last = _looks.get(route.namespace)
+    if route.lags_behind is not None:
+        connection = connections[route.lags_behind]
+    state = state_of(connection)
+    last = _looks.get(_place(connection, state, route))
     if last is not None and now - last.at < settings.FENCE:
         return None
     if route.lags_behind is not None:
-        return _look_on_primary(route.lags_behind, route, now)
+        return _look_on_primary(connection, state, route, now)
     try:
-        if not is_undisturbed(connection, state_of(connection)):
+        if not is_undisturbed(connection, state):
             return Reason.FENCE
-        return _look(connection, route, now)
+        return _look(connection, state, route, now)
     except db.Error:
         # What is the matter, the query itself will say.
         return Reason.FENCE
 
 
-def _look_on_primary(primary: str, route: Route, now: float) -> Reason | None:
-    breaker = _breakers.setdefault(primary, Breaker())
-    connection: Any = connections[primary]
-    state = state_of(connection)
+def _place(connection: Any, state: ConnectionState, route: Route) -> tuple[object, ...]:
+    schema = getattr(connection, "schema_name", None)
+    return route.namespace, connection.alias, schema, state.search_path
+
+
+def _look_on_primary(
+    connection: Any, state: ConnectionState, route: Route, now: float
+) -> Reason | None:
+    """What :func:`_look` says, for a replica. Raises nothing."""
+    breaker = _breakers.setdefault(connection.alias, Breaker())
     try:
         if why_not_read(connection, state) or not is_undisturbed(connection, state):
             # It may show what is not committed, or not show what is.
             return Reason.FENCE
         if not breaker.allows():
             return Reason.FENCE
-        reason = _look(connection, route, now)
+        reason = _look(connection, state, route, now)
     except Exception:
         # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
@@ -131,24 +144,26 @@ def _look_on_primary(primary: str, route: Route, now: float) -> Reason | None:
     return reason
 
 
-def _look(connection: Any, route: Route, now: float) -> Reason | None:
+def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> Reason | None:
     """Look into the fence. Raises ``django.db.Error``, and what connecting raises."""
-    last = _looks.get(route.namespace)
-    state = state_of(connection)
+    place = _place(connection, state, route)
+    last = _looks.get(place)
     connection.ensure_connection()
+    # Django need not know of a transaction that was begun through the driver.
+    is_inside = in_transaction(connection, state) or bool(is_open(connection))
     try:
-        with savepoint(connection) if in_transaction(connection, state) else nullcontext():
+        with savepoint(connection) if is_inside else nullcontext():
             rows = _rows(connection, is_there=last is not None)
     except db.Error:
         # The table may have been dropped.
-        _looks.pop(route.namespace, None)
+        _looks.pop(place, None)
         raise
     if rows is None:
         return Reason.NO_FENCE
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
     if not _tell(route, {row[1] for row in rows if row not in told}):
         return Reason.CACHE_UNREACHABLE
-    if in_transaction(connection, state):
+    if is_inside:
         # Another set for each transaction.
         whose = state.dirty
         doubtful = {
@@ -158,7 +173,9 @@ def _look(connection: Any, route: Route, now: float) -> Reason | None:
         doubtful = {}
         if rows and _remove(connection, [row[0] for row in rows]):
             rows = []
-    _looks[route.namespace] = _Look(now, frozenset(rows) - doubtful.keys(), doubtful)
+    if len(_looks) > _PLACES_LIMIT:
+        _looks.clear()
+    _looks[place] = _Look(now, frozenset(rows) - doubtful.keys(), doubtful)
     return None
 
 
@@ -176,14 +193,25 @@ def _tell(route: Route, names: Collection[str]) -> bool:
         return True
     if route.store is None or not route.breaker.allows():
         return False
-    tables = sorted({sql.fold(name.rpartition(".")[2]) for name in names})
+    tables = [EVERYTHING] if EVERYTHING in names else sorted(_written(names))
     try:
-        route.store.bump(route.namespace, [EVERYTHING] if EVERYTHING in names else tables)
+        route.store.bump(route.namespace, tables)
     except CacheError:
         route.breaker.failed()
         return False
     route.breaker.succeeded()
     return True
+
+
+def _written(names: Iterable[str]) -> set[str]:
+    """The tables that are meant, and what is written with them, by a trigger for example."""
+    # What stands before a dot may be a schema, or a part of the name.
+    tables = {
+        table
+        for name in names
+        for table in (sql.table_name(name), sql.fold(name.rpartition(".")[2]))
+    }
+    return relations.written_with(tables, current().WRITES)
 
 
 def _remove(connection: Any, ids: Sequence[int]) -> bool:

@@ -7,6 +7,7 @@ lose it: one thread of the process arms such intents again, each third of a leas
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -53,12 +54,17 @@ class Keeper:
         """Renew ``intent``, last armed at ``armed_at`` (monotonic), until :meth:`release`."""
         self._held[intent] = _Held(store, namespace, tables, armed_at)
         if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="ormcache-leases", daemon=True
-                    )
-                    self._thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name="ormcache-leases", daemon=True)
+            # There are too many, or the interpreter has begun to end: one lease has to do.
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def release(self, intent: str, *, finished: bool) -> None:
         """Stop renewing ``intent``: it is about to be finished, or is left to its lease."""

@@ -178,6 +178,16 @@ def in_transaction(connection: Any, state: ConnectionState) -> bool:
     return not connection.autocommit
 
 
+def is_open(connection: Any) -> bool | None:
+    """Whether a transaction is open, if the driver knows that without asking the server."""
+    driver = connection.connection
+    if connection.vendor == "sqlite":
+        return bool(driver.in_transaction)
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    # libpq: 0 is idle, 4 is a connection that was lost.
+    return None if status is None or status == 4 else status != 0
+
+
 # --- reading in a transaction --------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from ormcache.reasons import Reason
 from ormcache.routers import health, schemas
 from ormcache.sql import Kind
 from ormcache.stores import EVERYTHING, is_store_access
-from ormcache.transactions import ConnectionState, in_transaction, state_of
+from ormcache.transactions import ConnectionState, in_transaction, is_open, state_of
 
 _TEXT_LIMIT = 8192
 _WRITES = Kind.WRITE | Kind.UNNAMED_WRITE
@@ -438,18 +438,8 @@ def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) ->
         return True
     if vendor == "sqlite" and connection.connection.isolation_level is None:
         # A COMMIT sent as SQL leaves SQLite in autocommit, in an atomic() block, too.
-        return not _is_open(connection)
-    return state.manual and _is_open(connection) is False
-
-
-def _is_open(connection: Any) -> bool | None:
-    """Whether a transaction is open, if the driver knows that without asking the server."""
-    driver = connection.connection
-    if connection.vendor == "sqlite":
-        return bool(driver.in_transaction)
-    status = getattr(getattr(driver, "info", None), "transaction_status", None)
-    # libpq: 0 is idle, 4 is a connection that was lost.
-    return None if status is None or status == 4 else status != 0
+        return not is_open(connection)
+    return state.manual and is_open(connection) is False
 
 
 def _is_autocommit_off(connection: Any) -> bool:
@@ -460,10 +450,10 @@ def _is_autocommit_off(connection: Any) -> bool:
 
 def _note_failed_commit(connection: Any, state: ConnectionState) -> None:
     """A COMMIT that fails undoes the transaction; on SQLite it may be tried again."""
-    is_open = _is_open(connection)
-    if is_open is False:
+    is_still_open = is_open(connection)
+    if is_still_open is False:
         state.rolled_back(connection)
-    elif is_open is None:
+    elif is_still_open is None:
         # What was written stays dirty: it is announced with all that follows.
         state.manual = False
 
@@ -493,7 +483,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
         state.session = Reason.SESSION
     if kind & Kind.IMPLICIT_COMMIT:
         engines.forget(state.route(connection, current()).namespace)
-    if kind & Kind.COMMIT or (kind & Kind.RELEASE and not _is_open(connection)):
+    if kind & Kind.COMMIT or (kind & Kind.RELEASE and not is_open(connection)):
         state.ended()
     elif kind & Kind.ROLLBACK:
         state.rolled_back(connection)

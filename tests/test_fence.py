@@ -261,6 +261,84 @@ def test_in_a_transaction_it_looks_and_does_not_write(
 
 
 @on_postgresql
+def test_each_schema_may_have_a_fence_of_its_own(fenced: Watch, using: str, clock: Clock) -> None:
+    def look_in(schema: str) -> Any:
+        with connections[using].cursor() as cursor:
+            cursor.execute(f"SET search_path = {schema}, public")
+        return names(using)()
+
+    backdoor.execute(
+        using,
+        *(
+            statement
+            for schema in ("one", "two")
+            for statement in (
+                f"CREATE SCHEMA {schema}",
+                f"CREATE TABLE {schema}.tests_author (LIKE public.tests_author INCLUDING ALL)",
+                f"INSERT INTO {schema}.tests_author (name) VALUES ('old')",
+                f"CREATE TABLE {schema}.ormcache_fence (LIKE ormcache_fence INCLUDING ALL)",
+            )
+        ),
+    )
+    try:
+        for _ in range(2):
+            assert look_in("one") == look_in("two") == ["old"]
+        backdoor.execute(
+            using,
+            "UPDATE two.tests_author SET name = 'new'",
+            "INSERT INTO two.ormcache_fence (table_name) VALUES ('tests_author')",
+        )
+        clock.now += 3
+        assert look_in("one") == ["old"]
+        assert look_in("two") == ["new"]
+    finally:
+        backdoor.execute(using, "DROP SCHEMA one, two CASCADE", "RESET search_path")
+        connections[using].close()
+
+
+@on_postgresql
+def test_a_transaction_of_the_driver_is_one_too(fenced: Watch, using: str, clock: Clock) -> None:
+    """Rows are neither removed in it, nor told for the last time."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    with connections[using].connection.transaction():
+        rename(using, "new", "tests_author")
+        clock.now += 3
+        Tag.objects.using(using).count()
+        with session(using):
+            assert fenced.warm(names(using)) == ["old"]
+    clock.now += 3
+    assert len(rows(using)) == 1
+    assert fenced.warm(names(using)) == ["new"]
+
+
+@everywhere
+def test_what_is_written_with_a_table_becomes_invalid_with_it(
+    fenced: Watch, using: str, clock: Clock, settings: Any
+) -> None:
+    """A trigger that Django was told of fires for the others' writes, too."""
+    writes = {"tests_tag": ["tests_author"]}
+    settings.ORMCACHE = {**settings.ORMCACHE, "WRITES": writes}
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_tag")
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+
+
+@everywhere
+@pytest.mark.parametrize("name", ['"Odd.Name"', 'public"."Odd.Name', "Odd.Name"])
+def test_a_table_may_have_a_dot_in_its_name(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(store_of(using), "bump", lambda space, tables: told.extend(tables))
+    backdoor.execute(using, ANNOUNCE.format(name))
+    names(using)()
+    assert "odd.name" in told
+
+
+@on_postgresql
 def test_a_transaction_that_must_not_be_disturbed_is_not(
     fenced: Watch, using: str, clock: Clock
 ) -> None:

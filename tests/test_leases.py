@@ -244,6 +244,24 @@ def test_one_thread_renews_the_intents_of_all(store: FakeStore, lease: float) ->
     assert count() == before + 1
 
 
+def test_where_no_thread_can_be_started_an_intent_has_its_lease(
+    store: FakeStore, lease: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.12 starts none once it has begun to end: a write in an atexit handler."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    keeper = Passive()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        hold(keeper, store, "one", age=0)
+    assert keeper._thread is None
+    # It is tried again.
+    hold(keeper, store, "two", age=0)
+    assert keeper._thread is not None
+
+
 def test_the_thread_outlives_settings_that_are_wrong_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
     settings: Any,

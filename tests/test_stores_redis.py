@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -575,6 +577,58 @@ def test_an_answer_is_stored_soon_if_there_is_no_next_command(
         while sent(admin) < before:
             assert time.monotonic() < deadline, "it was never sent"
             time.sleep(0.005)
+
+
+def test_where_no_thread_can_be_started_an_answer_is_sent_at_once(
+    make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.12 starts none once it has begun to end: a read in an atexit handler."""
+    monkeypatch.setattr(channels, "_flusher", channels._Flusher())
+    monkeypatch.setattr(threading.Thread, "start", refuse_to_start)
+    store = make()
+    vector = read_clean(store, space).vector
+    for number in (1, 2):
+        before = sent(admin)
+        store.fill(space, ENTRY, vector, b"%d" % number, 60)
+        assert sent(admin) == before + 1
+
+
+def refuse_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+
+def test_a_signal_handler_may_interrupt_the_notice_of_an_unsent_answer(
+    make: Callable[..., Any],
+) -> None:
+    """Wherever it does: here at each line. A handler that reads would wait for itself."""
+    flusher, noticed = channels._Flusher(), make()._channels
+    passed = -1
+
+    def work(moment: int) -> None:
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            if passed == moment:
+                sys.settrace(None)
+                flusher.notice(noticed)
+            return trace
+
+        usual = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            flusher.notice(noticed)
+        finally:
+            sys.settrace(usual)
+
+    for moment in itertools.count():
+        flusher._reset()
+        # As if it had been started.
+        flusher._thread = threading.current_thread()
+        passed = -1
+        Background(work, moment).result()
+        if passed < moment:
+            break
+    assert moment > 3
 
 
 def test_a_large_answer_is_sent_at_once(

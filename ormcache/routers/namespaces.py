@@ -92,10 +92,24 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
         enabled=is_enabled,
         timeout=timeout,
         # Switched off, ormcache still tells other processes of writes, but never in the way.
-        on_failure=settings.ON_CACHE_FAILURE if is_enabled else "ignore",
+        on_failure=settings.ON_CACHE_FAILURE if _is_cached(connection, settings) else "ignore",
         context=(alias, _digest(_driver(connection), _software(connection), _session(connection))),
         lags_behind=primary.alias if lags else None,
         max_lag=database.MAX_LAG,
+    )
+
+
+def _is_cached(connection: Any, settings: Settings) -> bool:
+    """Whether the data of ``connection`` is, through whichever alias it is read."""
+
+    def is_enabled(alias: str) -> bool:
+        return (settings.DATABASES.get(alias) or DatabaseSettings()).ENABLED
+
+    if not settings.ENABLED or is_enabled(connection.alias):
+        return settings.ENABLED
+    return any(
+        is_enabled(other) and _is_same_data(connections[other], connection, settings)
+        for other in connections
     )
 
 

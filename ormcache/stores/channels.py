@@ -341,29 +341,44 @@ class _Flusher:
 
     def _reset(self) -> None:
         self._due: set[Channels] = set()
-        self._awake = threading.Event()
+        # Unlocked to wake the thread. Unlike an Event, it may be interrupted by itself: a signal
+        # handler may read, too.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def notice(self, channels: Channels) -> None:
-        self._due.add(channels)
-        if self._awake.is_set():
+        if self._thread is None and not self._start():
+            channels.flush()
             return
-        self._awake.set()
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="ormcache-flusher", daemon=True
-                    )
-                    self._thread.start()
+        self._due.add(channels)
+        if self._asleep.locked():
+            # Somebody else may have woken it meanwhile.
+            with contextlib.suppress(RuntimeError):
+                self._asleep.release()
+
+    def _start(self) -> bool:
+        """Start the thread; returns whether there is one, or will be."""
+        if not self._starting.acquire(blocking=False):
+            return True
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="ormcache-flusher", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError:
+            # There are too many, or the interpreter has begun to end.
+            return False
+        finally:
+            self._starting.release()
+        return True
 
     def _run(self) -> None:
         while True:
-            self._awake.wait()
+            # Locked before it looks: whoever comes later wakes it once more.
+            self._asleep.acquire()
             time.sleep(_FLUSH_SECONDS)
-            # Before it looks: whoever comes later wakes it once more.
-            self._awake.clear()
             while self._due:
                 self._due.pop().flush()
 

@@ -11,6 +11,7 @@ from django.test.utils import override_settings
 
 import ormcache
 from ormcache import signals
+from ormcache.exceptions import CacheError, CacheUnreachable
 from ormcache.stores import Store
 from tests.aliases import alias_of
 from tests.factories import AuthorFactory, BookFactory, TagFactory
@@ -216,6 +217,32 @@ def test_a_write_through_an_alias_that_is_not_cached_is_seen_through_one_that_is
         only_names(second)
     Author.objects.using(second).update(name="new")
     assert cached.warm(names(using)) == ["new"]
+
+
+@on_default
+def test_a_write_through_an_alias_that_is_not_cached_is_not_kept_from_one_that_is(
+    cached: Watch, using: str, second: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that is down is ignored only where nobody reads from it."""
+    databases = {"second": {"ENABLED": False}}
+    settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": databases}
+    before = cached.warm(names(using))
+
+    def refuse(*args: Any) -> None:
+        raise CacheError("it is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_of(using), "arm", refuse)
+        with pytest.raises(CacheUnreachable):
+            Author.objects.using(second).create(name="new")
+    route_of(using).breaker.succeeded()
+    assert cached.hit(names(using)) == before
+    both = {"ENABLED": False}
+    settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": {"second": both, using: both}}
+    with monkeypatch.context() as patch:
+        patch.setattr(store_of(using), "arm", refuse)
+        Author.objects.using(second).create(name="new")
+    route_of(using).breaker.succeeded()
 
 
 @on_default
