@@ -488,6 +488,23 @@ class RedisServer(Server):
         # Both an answer and a demand for a password say that it serves.
         return exchange(self.port, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH"))
 
+    def serve_tls(self) -> None:
+        """Listen on the port `options["tls-port"]`, too; with `certificate.pem` in the files."""
+        request = (
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+            f"-subj /CN=localhost -addext subjectAltName=IP:{HOST},DNS:localhost "
+            "-keyout key.pem -out certificate.pem"
+        )
+        subprocess.run(request.split(), cwd=self.files, check=True, capture_output=True)
+        # For the account of the server.
+        (self.files / "key.pem").chmod(0o644)
+        self.options |= {
+            "tls-port": str(free_port()),
+            "tls-cert-file": "certificate.pem",
+            "tls-key-file": "key.pem",
+            "tls-auth-clients": "no",
+        }
+
     def wait_for_primary(self, seconds: float = 10) -> None:
         """Wait until this replica has the data of its primary."""
         deadline = time.monotonic() + seconds

@@ -1,8 +1,10 @@
 """``manage.py ormcache``."""
 
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -11,9 +13,12 @@ import ormcache
 from ormcache import counters
 from ormcache.exceptions import CacheError
 from ormcache.stores import LocMemStore, breaker_for
+from ormcache.stores.redis import PROTOCOL, SCRIPTS
 from tests import servers
+from tests.interleaving import route_of
 from tests.marks import on_caches, on_databases
 from tests.models import Author, Book, Restaurant
+from tests.servers import HOST, RedisServer
 from tests.watching import Watch
 
 
@@ -39,14 +44,18 @@ def test_a_subcommand_is_required() -> None:
         run()
 
 
-@pytest.mark.parametrize("subcommand", [["flush"], ["explain", "Book.objects"], ["status"]])
+@pytest.mark.parametrize(
+    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["protocol"]]
+)
 def test_an_unknown_database_is_named_with_those_that_are_known(subcommand: list[str]) -> None:
     with pytest.raises(CommandError, match=r"no database 'nowhere'\. Known aliases: default"):
         run(*subcommand, "--database", "nowhere")
 
 
 @on_databases("default", transaction=True)
-@pytest.mark.parametrize("subcommand", [["flush"], ["explain", "Book.objects"], ["status"]])
+@pytest.mark.parametrize(
+    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["protocol"]]
+)
 def test_wrong_settings_are_an_error_without_a_traceback(
     settings: Any, using: str, subcommand: list[str]
 ) -> None:
@@ -253,6 +262,9 @@ def test_status_shows_how_a_database_is_cached(
         "when the cache fails: open",
     ):
         assert line in lines
+    url = urlsplit(settings.CACHES[cache]["LOCATION"])
+    assert "protocol: 1" in lines
+    assert f"server: {url.netloc}, database {url.path[1:]}, no TLS, no password" in lines
     for name in ("namespace: ", "key prefix: ", "incarnation: ", "age in seconds: "):
         assert any(line.startswith(name) for line in lines), name
 
@@ -302,3 +314,84 @@ def test_status_without_a_database_shows_all() -> None:
 
     headings = [line for line in run("status").splitlines() if not line.startswith(" ")]
     assert headings == list(connections)
+
+
+# --- protocol --------------------------------------------------------------------------------
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis", "django_redis", "django_valkey")
+def test_protocol_prints_what_another_program_needs(
+    cached: Watch, using: str, cache: str, settings: Any
+) -> None:
+    printed = json.loads(run("protocol", "--database", using))
+    url = urlsplit(settings.CACHES[cache]["LOCATION"])
+    route = route_of(using)
+    assert (printed["host"], printed["port"]) == (url.hostname, url.port)
+    assert printed["db"] == int(url.path[1:])
+    assert (printed["tls"], printed["password"], printed["username"]) == (False, False, None)
+    assert printed["unix_socket"] is None
+    assert (printed["version"], printed["lease_ms"]) == (PROTOCOL, 500)
+    assert printed["namespace"] == route.namespace
+    assert printed["key_prefix"] == (f"ormcache:1:{{{route.namespace}}}:{printed['incarnation']}:")
+    assert f"  key prefix: {printed['key_prefix']}\n" in run("status", "--database", using)
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_protocol_prints_a_script_alone(cached: Watch, using: str, cache: str) -> None:
+    scripts = json.loads(run("protocol", "--database", using))["scripts"]
+    for name in ("hold", "release"):
+        assert run("protocol", "--database", using, "--script", name) == scripts[name]
+    assert scripts == {"hold": SCRIPTS["arm"], "release": SCRIPTS["finish"]}
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("scheme", ["rediss", "unix"])
+def test_protocol_tells_how_the_server_is_reached_and_never_the_password(
+    using: str, settings: Any, scheme: str
+) -> None:
+    with RedisServer(options={"requirepass": "secret", "unixsocketperm": "777"}) as redis:
+        redis.options["unixsocket"] = path = str(redis.files / "redis.sock")
+        redis.serve_tls()
+        redis.restart()
+        tls_port = int(redis.options["tls-port"])
+        location = {
+            "rediss": f"rediss://default:secret@{HOST}:{tls_port}/2?ssl_cert_reqs=none",
+            "unix": f"unix://default:secret@{path}?db=2",
+        }
+        backend = "django.core.cache.backends.redis.RedisCache"
+        settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": location[scheme]}}
+        text, status = run("protocol", "--database", using), run("status", "--database", using)
+        assert "secret" not in text + status
+        printed = json.loads(text)
+        assert (printed["db"], printed["username"], printed["password"]) == (2, "default", True)
+        assert printed["tls"] == (scheme == "rediss")
+        if scheme == "unix":
+            assert (printed["host"], printed["port"], printed["unix_socket"]) == (None, None, path)
+            server = f"{path}, database 2, no TLS, a password, user default"
+        else:
+            assert (printed["host"], printed["port"]) == (HOST, tls_port)
+            server = f"{HOST}:{tls_port}, database 2, TLS, a password, user default"
+        assert f"  server: {server}\n" in status
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("alias", ["locmem", "dummy", "filebased"])
+def test_protocol_is_for_redis_only(using: str, settings: Any, alias: str) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": alias}
+    with pytest.raises(CommandError, match=f"is cached in '{alias}', which is not Redis"):
+        run("protocol")
+
+
+@on_databases("default", transaction=True)
+def test_protocol_names_a_server_that_does_not_answer(using: str, settings: Any) -> None:
+    settings.CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": f"redis://:secret@{HOST}:{servers.free_port()}",
+        }
+    }
+    with pytest.raises(CommandError, match="The cache 'default' does not answer: ") as raised:
+        run("protocol")
+    assert "secret" not in str(raised.value)

@@ -98,6 +98,13 @@ class Store(abc.ABC):
     def status(self, namespace: str) -> dict[str, object]:
         """Facts for ``manage.py ormcache status``."""
 
+    def protocol(self, namespace: str) -> dict[str, object] | None:
+        """What a program without ormcache needs to invalidate here, as values for JSON.
+
+        None if the cache has no scripts and no counters, so that no other program can.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Drop what is held open; the store may be used again."""
 

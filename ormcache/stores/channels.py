@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError, CacheTimeout
@@ -38,6 +38,29 @@ def pack(*parts: bytes) -> bytes:
 def bulk(part: bytes) -> bytes:
     """One part of a command."""
     return b"$%d\r\n%s\r\n" % (len(part), part)
+
+
+class Place(NamedTuple):
+    """Where a socket leads, for other programs that shall go there."""
+
+    host: str | None
+    port: int | None
+    unix_socket: str | None
+    database: int
+    has_tls: bool
+    username: str | None
+    has_password: bool
+
+    def __str__(self) -> str:
+        facts = [
+            self.unix_socket or f"{self.host}:{self.port}",
+            f"database {self.database}",
+            "TLS" if self.has_tls else "no TLS",
+            "a password" if self.has_password else "no password",
+        ]
+        if self.username:
+            facts.append(f"user {self.username}")
+        return ", ".join(facts)
 
 
 class Channel:
@@ -125,6 +148,25 @@ class Channel:
             except Exception:
                 # A fill or a finish that the server refused: a miss, or a lease that runs out.
                 continue
+
+    def place(self) -> Place:
+        """Where this socket leads."""
+        connection = self._connection
+        library = _library(type(connection))
+        path = getattr(connection, "path", None)
+        return Place(
+            # Redis Sentinel tells the address of the primary only when it is asked.
+            host=None if path else connection.host,
+            port=None if path else int(connection.port),
+            unix_socket=path or None,
+            database=int(connection.db),
+            has_tls=isinstance(connection, library.connection.SSLConnection),
+            username=getattr(connection, "username", None) or None,
+            has_password=bool(
+                getattr(connection, "password", None)
+                or getattr(connection, "credential_provider", None)
+            ),
+        )
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -256,6 +256,8 @@ class RedisStore(Store):
         # Registers have no expiry, so only these policies remove them.
         evicts = is_bounded and policy.startswith("allkeys")
         return {
+            "protocol": PROTOCOL,
+            "server": channel.place(),
             "key prefix": prefix,
             "incarnation": channel.incarnation,
             "age in seconds": None if age is None else round(age, 1),
@@ -264,4 +266,25 @@ class RedisStore(Store):
                 f"{'yes' if evicts else 'no'} (maxmemory "
                 f"{memory.get(b'maxmemory', b'0').decode()}, {policy})"
             ),
+        }
+
+    def protocol(self, namespace: str) -> dict[str, object]:
+        return self._channels.run(self._protocol, namespace)
+
+    def _protocol(self, channel: Channel, namespace: str) -> dict[str, object]:
+        place = channel.place()
+        return {
+            "version": PROTOCOL,
+            "host": place.host,
+            "port": place.port,
+            "unix_socket": place.unix_socket,
+            "db": place.database,
+            "tls": place.has_tls,
+            "username": place.username,
+            "password": place.has_password,
+            "namespace": namespace,
+            "key_prefix": self._prefix(namespace, channel),
+            "incarnation": channel.incarnation,
+            "lease_ms": int(current().LEASE * 1000),
+            "scripts": {"hold": SCRIPTS["arm"], "release": SCRIPTS["finish"]},
         }

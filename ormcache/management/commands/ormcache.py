@@ -1,18 +1,20 @@
-"""``manage.py ormcache flush``, ``explain`` and ``status``."""
+"""``manage.py ormcache flush``, ``explain``, ``status`` and ``protocol``."""
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser
 from typing import Any
 
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connections, models
+from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.db.models.query import RawQuerySet
 
 import ormcache
-from ormcache.conf import current
+from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
+from ormcache.routers.namespaces import Route
 from ormcache.signals import tables_invalidated
 from ormcache.transactions import state_of
 
@@ -40,6 +42,19 @@ class Command(BaseCommand):
         explain.add_argument("--database", help="the alias to ask; the router's choice without")
         status = commands.add_parser("status", help="show caches, namespaces and counters")
         status.add_argument("--database", help="an alias; all databases without it")
+        protocol = commands.add_parser(
+            "protocol", help="print what another program needs to invalidate, as JSON"
+        )
+        protocol.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            help='an alias; "default" without it',
+        )
+        protocol.add_argument(
+            "--script",
+            choices=["hold", "release"],
+            help="print nothing but the text of this Lua script",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         alias = options.get("database")
@@ -84,7 +99,7 @@ class Command(BaseCommand):
                 ormcache.flush(using=alias)
         finally:
             tables_invalidated.disconnect(note)
-        route = state_of(connections[alias]).route(connections[alias], current())
+        route = _route(alias, current())
         if route.store is not None and not told:
             raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer.")
 
@@ -108,8 +123,7 @@ class Command(BaseCommand):
         settings = current()
         counters = ormcache.statistics()
         for alias in [database] if database else list(connections):
-            connection = connections[alias]
-            route = state_of(connection).route(connection, settings)
+            route = _route(alias, settings)
             self.stdout.write(self.style.MIGRATE_HEADING(alias))
             facts: dict[str, object] = {
                 "enabled": route.enabled,
@@ -138,3 +152,27 @@ class Command(BaseCommand):
             for table, counts in counters.get(alias, {}).items():
                 row = ", ".join(f"{event} {number}" for event, number in sorted(counts.items()))
                 self.stdout.write(f"  {table or '(before compiling)'}: {row}")
+
+    def protocol(self, database: str, script: str | None, **options: Any) -> None:
+        route = _route(database, current())
+        try:
+            facts = route.store.protocol(route.namespace) if route.store else None
+        except CacheError as error:
+            raise CommandError(
+                f"The cache {route.cache_alias!r} does not answer: {error}"
+            ) from error
+        if facts is None:
+            raise CommandError(
+                f"The database {database!r} is cached in {route.cache_alias!r}, which is not "
+                "Redis or Valkey in strict consistency: no other program can invalidate there."
+            )
+        if script is not None:
+            scripts: Any = facts["scripts"]
+            self.stdout.write(scripts[script], ending="")
+        else:
+            self.stdout.write(json.dumps(facts, indent=2))
+
+
+def _route(alias: str, settings: Settings) -> Route:
+    connection = connections[alias]
+    return state_of(connection).route(connection, settings)
