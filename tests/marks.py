@@ -34,7 +34,7 @@ _server_of = {
 
 
 def needs(*servers: str) -> pytest.MarkDecorator:
-    """Skip the test where a shared server is missing: postgresql, mariadb, redis, memcached."""
+    """Skip the test where one is missing of: postgresql, mariadb, redis, memcached, python2.7."""
     return pytest.mark.needs(*servers)
 
 

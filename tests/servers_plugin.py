@@ -1,7 +1,7 @@
 """Pytest plugin: starts the shared servers before Django's settings are read.
 
-A test that needs a server which is not there is skipped, and the very last lines of the run say
-what that left untested and what to install. Under CI=true nothing may be missing.
+A test that needs a server or Python 2.7, and does not find it, is skipped, and the very last lines
+of the run say what that left untested and what to install. Under CI=true nothing may be missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import servers, south
 
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
@@ -26,6 +26,9 @@ DRIVERS = {
         "apt-get install libmariadb-dev pkg-config gcc python3-dev; pip install mysqlclient",
     ),
 }
+
+PYTHON27 = "python2.7"
+PYTHON27_REMEDY = "pyenv install 2.7.18"
 
 _started: list[servers.Server] = []
 
@@ -47,7 +50,9 @@ def pytest_load_initial_conftests() -> Generator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(*servers): skip where a shared server is missing")
+    config.addinivalue_line(
+        "markers", "needs(*servers): skip where a shared server, or Python 2.7, is missing"
+    )
     config.pluginmanager.register(Untested(), "ormcache-untested")
 
 
@@ -55,8 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {kind.key(): _reason(kind) for kind in servers.SHARED}
     for item in items:
         for server in dict.fromkeys(_needs_of(item)):
-            if reasons[server]:
-                item.add_marker(pytest.mark.skip(reason=reasons[server]))
+            reason = _python27_reason() if server == PYTHON27 else reasons[server]
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -109,6 +115,10 @@ def _reason(kind: type[servers.Server]) -> str:
     return ""
 
 
+def _python27_reason() -> str:
+    return "" if south.find_python() else f"{REASON}Python 2.7: {PYTHON27_REMEDY}"
+
+
 def _what_is_missing() -> list[str]:
     programs = [
         f"{program} is missing: apt-get install {package}"
@@ -121,7 +131,8 @@ def _what_is_missing() -> list[str]:
         for driver, remedy in DRIVERS.values()
         if importlib.util.find_spec(driver) is None
     ]
-    return programs + drivers
+    pythons = [] if south.find_python() else [f"Python 2.7 is missing: {PYTHON27_REMEDY}"]
+    return programs + drivers + pythons
 
 
 def _needs_of(item: pytest.Item) -> Iterator[str]:
