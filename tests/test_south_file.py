@@ -22,7 +22,7 @@ from tests.marks import on_databases
 from tests.servers import HOST, RedisServer, free_port
 from tests.watching import Watch, wait_for_quarantine
 
-LEASE = 0.6
+LEASE = 1.0
 
 
 def load() -> Any:
@@ -187,6 +187,8 @@ STATEMENTS = {
     "SET CONSTRAINTS ALL IMMEDIATE": ("control", ()),
     "PRAGMA foreign_keys": ("control", ()),
     "SHOW TABLES": ("control", ()),
+    "LOCK TABLE a": ("control", ()),
+    "FETCH 10 FROM a": ("control", ()),
     "WITH x AS (SELECT 1) SELECT * FROM x": ("control", ()),
     "EXPLAIN SELECT 1": ("control", ()),
     "RELEASE SAVEPOINT a": ("release", ()),
@@ -267,6 +269,19 @@ def test_what_is_wrong_on_the_way_is_told(
     with pytest.raises(legacy.CacheError, match=message) as raised:
         connect(url, timeout=1)
     assert "secret" not in str(raised.value)
+
+
+def test_these_permissions_are_enough(redis: RedisServer) -> None:
+    admin = connect(f"redis://:secret@{HOST}:{redis.port}")
+    rules = "on >pass resetkeys ~ormcache:* -@all +info +select +exists +eval +hincrby"
+    inside = "+time +hget +hmget +hset +hsetnx +hdel"
+    admin.call(b"ACL", b"SETUSER", b"teller", *f"{rules} {inside}".encode().split())
+    admin.close()
+    url = f"redis://teller:pass@{HOST}:{redis.port}/1"
+    link = legacy.Link(legacy.Options("here", {"REDIS": url, "NAMESPACE": "permitted"}))
+    link.hold(b"intent", {"a"})
+    link.release(b"intent", {"a"})
+    link.close()
 
 
 def test_a_replica_is_refused(redis: RedisServer) -> None:

@@ -500,14 +500,18 @@ class Link(object):
         self._lock = threading.Lock()
         self._paying = threading.Lock()
         self._tried_at = None
+        self._is_looked_at = False
 
     # What the protocol has.
 
     def hold(self, intent, tables):
         """Announce a commit to ``tables``, or renew that; returns when it was announced."""
+        if not self._is_looked_at:
+            self._run(self._look)
+            self._is_looked_at = True
         for _ in range(3):
             begun = _clock()
-            self._run(HOLD, intent, tables)
+            self._run(self._tell, HOLD, intent, tables)
             # Paused meanwhile, this process may have outlived its own intent.
             if _is_within(self.lease / 3, begun):
                 return begun
@@ -515,51 +519,70 @@ class Link(object):
 
     def release(self, intent, tables):
         """The commit is over, one way or the other."""
-        self._run(RELEASE, intent, tables)
+        self._run(self._tell, RELEASE, intent, tables)
 
     def bump(self, tables):
         """Make answers that read ``tables`` invalid now."""
-        self._run(RELEASE, b"", tables)
+        self._run(self._tell, RELEASE, b"", tables)
 
-    def _run(self, script, intent, tables):
-        """On an idle socket, or on a new one if that had gone bad. Raises CacheError."""
+    def _run(self, work, *args):
+        """``work(server, *args)`` with an idle socket, or a new one if that had gone bad.
+
+        Raises CacheError.
+        """
         try:
             server = self._idle.pop()
         except IndexError:
             server = None
         if server is not None:
             try:
-                return self._run_on(server, script, intent, tables)
+                self._run_on(server, work, args)
+                return
             except CacheTimeout:
                 raise
             except CacheError:
                 # Other idle sockets are likely as dead as this one.
                 self.close()
         server = Server(self.options.address, self.options.SOCKET_TIMEOUT)
-        return self._run_on(server, script, intent, tables)
+        self._run_on(server, work, args)
 
-    def _run_on(self, server, script, intent, tables):
-        prefix = b"ormcache:%d:{%s}:%s:r:" % (
-            PROTOCOL,
-            _bytes(self.options.NAMESPACE),
-            server.incarnation,
-        )
-        keys = [prefix + _bytes(name) for name in [EVERYTHING] + sorted(tables)]
-        arguments = [server.replid, _name(), b"%d" % max(1, self.lease * 1000), intent]
+    def _run_on(self, server, work, args):
         try:
-            server.call(
-                b"EVAL", server.flags + _bytes(script), b"%d" % len(keys), *(keys + arguments)
-            )
+            work(server, *args)
         except BaseException:
             # An interrupted exchange leaves an answer on the socket: never use it again.
             server.close()
             raise
         self._idle.append(server)
 
+    def _keys(self, server, tables):
+        namespace = _bytes(self.options.NAMESPACE)
+        prefix = b"ormcache:%d:{%s}:%s:r:" % (PROTOCOL, namespace, server.incarnation)
+        return [prefix + _bytes(name) for name in tables]
+
+    def _tell(self, server, script, intent, tables):
+        keys = self._keys(server, [EVERYTHING] + sorted(tables))
+        arguments = [server.replid, _name(), b"%d" % max(1, self.lease * 1000), intent]
+        text = server.flags + _bytes(script)
+        server.call(b"EVAL", text, b"%d" % len(keys), *(keys + arguments))
+
+    def _look(self, server):
+        """Nothing else would show that the namespace is misspelt."""
+        address = self.options.address
+        if not server.call(b"EXISTS", *self._keys(server, [EVERYTHING])):
+            _say_once(
+                "Since Redis at %s was started, nobody has cached anything in its database %d "
+                "under the namespace %r. Is that what `manage.py ormcache status` of the other "
+                "project prints?" % (address, address.database, _str(self.options.NAMESPACE))
+            )
+
     def close(self):
         """Close the idle sockets."""
-        while self._idle:
-            self._idle.pop().close()
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
 
     # Before a write.
 
@@ -613,6 +636,8 @@ class Link(object):
                 except CacheError:
                     with self._lock:
                         self._owed |= due
+                else:
+                    self._tried_at = None
             return not self.owes
 
 
@@ -732,7 +757,11 @@ class Keeper(object):
             sleep(min(link.lease for link in self._copy(self._links)) / 6)
             if self._is_stopped:
                 return
-            self.renew()
+            try:
+                self.renew()
+            except Exception as error:
+                # Holds to come need this thread all the same.
+                _say_once("Holds could not be renewed: %r" % error)
 
     def _copy(self, things):
         with self._lock:
@@ -801,7 +830,7 @@ def _link_of(connection):
     if name != _names[alias] or hasattr(mail, "outbox"):
         _say_once(
             "This is a test run, or the database %r is not the one that the settings named: "
-            "nobody is told of what happens to %r." % (_str(alias), _str(name))
+            "nobody is told of what happens to %r." % (_str(alias), name)
         )
         return None
     return link
@@ -986,7 +1015,8 @@ _MAY_WRITE = re.compile(
     r"\b(?:analy[sz]e|autocommit|delete|insert|into|merge|replace|update)\b", re.IGNORECASE
 )
 _CONTROLS = frozenset(
-    "begin explain pragma reset rollback savepoint set show start values with".split()
+    "begin close declare desc describe explain fetch listen lock move notify pragma reset "
+    "rollback savepoint set show start unlisten unlock use values with".split()
 )
 
 READ = "read"
