@@ -16,10 +16,11 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.filebased import FileBasedCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.memcached import BaseMemcachedCache
-from django.db import connections
+from django.db import connections, router
 
 from ormcache import conf, sql
 from ormcache.exceptions import SettingsError
+from ormcache.replica_router import ReplicaRouter
 from ormcache.routers import groups
 from ormcache.routers.namespaces import cache_alias_of, group_namespace, identity
 from ormcache.stores import strict_store
@@ -58,6 +59,8 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
         )
         return found
     found += _groups(primaries, settings)
+    found += _routers(primaries, settings)
+    found += _order_of_middleware()
     if settings.ENABLED:
         found += _shared_databases(settings)
         found += _undeclared_replicas(primaries, settings)
@@ -286,6 +289,66 @@ def _groups(
 def _is_one_database(one: str, other: str) -> bool:
     """Whether two aliases lead to one server: then there is no lag."""
     return identity(connections[one]) == identity(connections[other])
+
+
+def _routers(
+    primaries: Mapping[str, str], settings: conf.Settings
+) -> Iterator[checks.CheckMessage]:
+    for replica_router in router.routers:
+        if not isinstance(replica_router, ReplicaRouter):
+            continue
+        primary = replica_router.primary
+        if primary not in connections:
+            yield _error(
+                "E015",
+                f"ReplicaRouter({primary!r}) is to write to a database alias that DATABASES does "
+                "not have.",
+                "Known aliases: " + ", ".join(sorted(connections)) + ".",
+            )
+        elif primary in primaries:
+            yield _error(
+                "E016",
+                f"ReplicaRouter({primary!r}) is to write to {primary!r}, which is a replica of "
+                f"{primaries[primary]!r}.",
+                f"Write ReplicaRouter({primaries[primary]!r}).",
+            )
+        elif not groups.replicas_of(primary, settings):
+            yield _warning(
+                "W012",
+                f"ReplicaRouter({primary!r}) has no replicas to read from.",
+                "Declare them: ORMCACHE['DATABASES'][…]['PRIMARY'], or TEST['MIRROR'] in "
+                "DATABASES.",
+            )
+        else:
+            yield from _mirrors(primary, settings)
+
+
+def _mirrors(primary: str, settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """Django makes a test database for each alias that it does not know to be a replica."""
+    for alias in groups.replicas_of(primary, settings):
+        mirrored = (connections.settings[alias].get("TEST") or {}).get("MIRROR")
+        if mirrored != primary and not _is_one_database(alias, primary):
+            yield _warning(
+                "W013",
+                f"In tests, what ReplicaRouter({primary!r}) reads from {alias!r} comes from a "
+                "test database of its own, which is empty.",
+                f"Set DATABASES[{alias!r}]['TEST'] = {{'MIRROR': {primary!r}}}.",
+            )
+
+
+_SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+_PINS = "ormcache.routers.ReadYourWritesMiddleware"
+
+
+def _order_of_middleware() -> Iterator[checks.CheckMessage]:
+    order = list(django_settings.MIDDLEWARE)
+    if _PINS in order and _SESSIONS in order[: order.index(_PINS)]:
+        yield _warning(
+            "W014",
+            "MIDDLEWARE has ReadYourWritesMiddleware behind SessionMiddleware: it does not see "
+            "that a session is saved, so the next request may not find it.",
+            f"Move {_PINS!r} to the beginning of MIDDLEWARE.",
+        )
 
 
 def _shared_databases(settings: conf.Settings) -> Iterator[checks.CheckMessage]:

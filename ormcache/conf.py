@@ -216,6 +216,14 @@ def parse(raw: Any) -> tuple[Settings, list[Problem]]:
 
 _last: tuple[object, Settings] = (None, Settings())
 
+# Where Django keeps the settings that were asked for since they last changed, beside "_wrapped",
+# which has them all. To get one as an attribute takes much longer, and much longer still to learn
+# that it is not set, as ORMCACHE is not in most projects.
+_asked_for: dict[str, Any] = object.__getattribute__(django_settings, "__dict__")
+_ABSENT = object()
+_without: object = None
+"""Django's settings, if ORMCACHE was not among them."""
+
 
 def current() -> Settings:
     """The settings in force now.
@@ -223,8 +231,10 @@ def current() -> Settings:
     Raises :class:`~ormcache.exceptions.SettingsError` if ``ORMCACHE`` is wrong.
     """
     global _last
-    raw = getattr(django_settings, "ORMCACHE", None)
     known, settings = _last
+    raw = _asked_for.get("ORMCACHE", _ABSENT)
+    if raw is _ABSENT:
+        raw = _raw()
     if raw is known:
         return settings
     settings, problems = parse(raw)
@@ -233,3 +243,17 @@ def current() -> Settings:
     # One assignment, so that another thread sees the old pair or the new one.
     _last = (raw, settings)
     return settings
+
+
+def _raw() -> Any:
+    """``settings.ORMCACHE``, or None."""
+    global _without
+    all_settings = _asked_for.get("_wrapped")
+    # override_settings() puts another object there, and an assignment adds to this one.
+    if all_settings is _without is not None and "ORMCACHE" not in vars(all_settings):
+        return None
+    try:
+        return django_settings.ORMCACHE
+    except AttributeError:
+        _without = _asked_for.get("_wrapped")
+        return None

@@ -9,7 +9,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from django import db
 from django.core.exceptions import EmptyResultSet
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
 from django.utils.asyncio import async_unsafe
 
@@ -209,8 +212,8 @@ def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settin
 
 
 @async_unsafe
-def _not_in_a_coroutine() -> None:
-    """What ``connection.cursor`` would raise in a coroutine, a hit raises, too."""
+def not_in_a_coroutine() -> None:
+    """Raise SynchronousOnlyOperation in a coroutine, as ``connection.cursor`` does."""
 
 
 def check_access(connection: Any) -> None:
@@ -219,7 +222,7 @@ def check_access(connection: Any) -> None:
     Otherwise code that breaks on a miss would work on a hit: synchronous reads in a coroutine,
     a connection used by a foreign thread, a query in a SimpleTestCase.
     """
-    _not_in_a_coroutine()
+    not_in_a_coroutine()
     connection.validate_thread_sharing()
     connection.validate_no_broken_transaction()
     ban = connection.__dict__.get("cursor")
@@ -243,6 +246,28 @@ def _connects(connection: Any) -> Callable[..., Any] | None:
     """The replacement of ``ensure_connection``, if it was replaced."""
     method = getattr(type(connection), "ensure_connection", None)
     return None if method is _pristine else method
+
+
+def is_guarded() -> bool:
+    """Whether a test runner watches who connects to a database."""
+    return BaseDatabaseWrapper.ensure_connection is not _pristine
+
+
+def is_forbidden(alias: str) -> bool:
+    """Whether a test case does not allow queries on ``alias``; it may raise when asked."""
+    if not is_guarded():
+        return False
+    connection: Any = connections[alias]
+    if type(connection.__dict__.get("cursor")).__name__ == "_DatabaseFailure":
+        return True
+    if connection.connection is None:
+        try:
+            connection.ensure_connection()
+        except db.Error:
+            return False
+        except Exception:
+            return True
+    return False
 
 
 def execute_sql(

@@ -24,7 +24,7 @@ from django.db import connections
 
 from ormcache.questions import savepoint
 from ormcache.reasons import Reason
-from ormcache.routers import positions
+from ormcache.routers import health, positions
 from ormcache.routers.namespaces import Route
 from ormcache.routers.positions import Position, PositionUnknown
 from ormcache.stores import EVERYTHING, Breaker
@@ -53,6 +53,9 @@ _seen: dict[tuple[str, str], _Seen] = {}
 _breakers: dict[str, Breaker] = {}
 _telling: set[str] = set()
 """Aliases of servers that have told their position before."""
+
+reached: dict[str, Position] = {}
+"""How far each replica was when any thread asked it last, by alias."""
 
 
 def why_not_store(
@@ -115,12 +118,12 @@ def _needed(place: tuple[str, str], value: str, primary: str) -> Position:
     seen = _meet(place, value, time.monotonic())
     if seen.needed is None:
         # The register has been read, so the commits before it are visible on the primary.
-        seen = _seen[place] = seen._replace(needed=_written(primary))
+        seen = _seen[place] = seen._replace(needed=written(primary))
     assert seen.needed is not None
     return seen.needed
 
 
-def _written(primary: str) -> Position:
+def written(primary: str) -> Position:
     """How far the primary has written. Raises PositionUnknown, also if it does not answer."""
     breaker = _breakers.setdefault(primary, Breaker())
     connection: Any = connections[primary]
@@ -143,6 +146,23 @@ def _written(primary: str) -> Position:
     return position
 
 
+def shows(connection: Any, state: ConnectionState, position: Position, *, patience: float) -> bool:
+    """Whether a query on the replica behind ``connection`` sees all up to ``position``.
+
+    Asks it unless its last answer is enough, or was given less than ``patience`` seconds ago.
+
+    Raises:
+        PositionUnknown: it does not tell.
+        django.db.Error: it cannot be connected to.
+    """
+    if state.replayed is not None and state.replayed.includes(position):
+        return True
+    if time.monotonic() - state.asked_at < patience:
+        return False
+    state.replayed = None
+    return _replayed(connection, state).includes(position)
+
+
 def _replayed(connection: Any, state: ConnectionState) -> Position:
     """How far the replica is, at least, on this very connection.
 
@@ -152,12 +172,15 @@ def _replayed(connection: Any, state: ConnectionState) -> Position:
         if not is_undisturbed(connection, state):
             raise PositionUnknown
         connection.ensure_connection()
+        state.asked_at = time.monotonic()
         try:
             with _without_risk(connection, state):
                 state.replayed = positions.replayed(connection)
         except db.Error as error:
+            health.note(connection, error)
             raise PositionUnknown from error
         _telling.add(connection.alias)
+        reached[connection.alias] = state.replayed
     return state.replayed
 
 

@@ -34,6 +34,7 @@ from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
 from ormcache.questions import ask
 from ormcache.reasons import Reason
+from ormcache.routers import groups, health, pins
 from ormcache.routers.namespaces import Route, basis, route
 from ormcache.routers.positions import Position
 from ormcache.signals import tables_invalidated
@@ -51,6 +52,7 @@ class ConnectionState:
     __slots__ = (
         "_basis",
         "_route",
+        "asked_at",
         "dirty",
         "expected",
         "live_cursors",
@@ -93,6 +95,8 @@ class ConnectionState:
         """Whether transactions read from a snapshot though Django's settings do not say so."""
         self.replayed: Position | None = None
         """How far the replica behind this session was when it was last asked."""
+        self.asked_at = float("-inf")
+        """When that was, on the monotonic clock, answered or not."""
         self.live_cursors = LiveCursors()
         """SQLite's cursors that have rows left."""
 
@@ -165,6 +169,23 @@ def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
     return state.until_end or _isolation(connection, state)
 
 
+def holds_reads(connection: Any, state: ConnectionState) -> bool:
+    """Whether what is read belongs on ``connection`` even if a replica could answer.
+
+    Its transaction has written, holds locks, reads from a snapshot or has failed; or its session
+    was altered, and nobody knows whether those of the replicas were.
+    """
+    if state.dirty or connection.needs_rollback or state.migrating:
+        return True
+    if state.session is not None or state.search_path or state.path_in_doubt:
+        return True
+    if not in_transaction(connection, state):
+        return False
+    if connection.vendor == "postgresql" and _is_aborted(connection):
+        return True
+    return (state.until_end or _isolation(connection, state)) is not None
+
+
 def _is_aborted(connection: Any) -> bool:
     """Whether an error has aborted the transaction, which Django's flags may not show.
 
@@ -229,7 +250,11 @@ def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
 def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | None:
     """Asked once per session: server, role and database may all set a stricter default."""
     if state.takes_snapshots is None and connection.connection is not None:
-        ((level,),) = ask(connection, "SHOW default_transaction_isolation")
+        try:
+            ((level,),) = ask(connection, "SHOW default_transaction_isolation")
+        except db.Error as error:
+            health.note(connection, error)
+            raise
         state.takes_snapshots = level not in ("read committed", "read uncommitted")
     return Reason.SNAPSHOT if state.takes_snapshots else None
 
@@ -483,6 +508,7 @@ class Bracket:
 
     def end(self, *, known: bool = True) -> None:
         """The statement is over. ``known``: nothing of it can take effect any more."""
+        _pin(self._alias)
         if self._is_owed:
             _debts.end(self._place, self._tables)
         if self._intent is None:
@@ -495,6 +521,15 @@ class Bracket:
             tables_invalidated.send_robust(
                 sender=None, using=self._alias, tables=tuple(self._tables)
             )
+
+
+def _pin(alias: str) -> None:
+    """Let this context read from the primary, which it has written, if there are replicas."""
+    primaries = groups.primaries(current())
+    if primaries:
+        primary = primaries.get(alias, alias)
+        if primary in primaries.values():
+            pins.wrote(primary)
 
 
 def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket:
@@ -665,7 +700,12 @@ def close(original: Callable[[], None], connection: Any) -> None:
 def connect(original: Callable[[], None], connection: Any) -> None:
     """``BaseDatabaseWrapper.connect``: a new session."""
     state_of(connection).connected()
-    original()
+    try:
+        original()
+    except (db.Error, connection.Database.Error):
+        health.failed(connection.alias)
+        raise
+    health.connected(connection.alias)
 
 
 def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bool) -> None:

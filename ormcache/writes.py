@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from django import db
 from django.db import connections
 from django.db.models.sql.compiler import SQLDeleteCompiler
 
@@ -18,6 +19,7 @@ from ormcache.conf import Settings, current
 from ormcache.cursors import FETCHES
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
+from ormcache.routers import health
 from ormcache.sql import Kind
 from ormcache.stores import EVERYTHING, is_store_access
 from ormcache.transactions import ConnectionState, in_transaction, state_of
@@ -165,6 +167,14 @@ def _passed_on(statement: sql.Statement, settings: Settings) -> Mapping[str, Ite
 
 def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``CursorWrapper.execute`` and ``executemany``."""
+    try:
+        return _execute(original, wrapper, *args, **kwargs)
+    except (db.OperationalError, db.InterfaceError) as error:
+        health.note(wrapper.db, error)
+        raise
+
+
+def _execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
     connection = wrapper.db
     if is_store_access():
         return original(wrapper, *args, **kwargs)

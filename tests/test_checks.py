@@ -13,6 +13,7 @@ from django.core.management.base import SystemCheckError
 from django.db import connections
 
 from ormcache.checks import check_settings
+from ormcache.routers import ReplicaRouter
 
 GOOD = {
     "BACKEND": "django.core.cache.backends.redis.RedisCache",
@@ -505,6 +506,76 @@ def test_two_ways_to_one_database_are_no_replica(check: Check, alias: Callable[.
     alias("owner", **postgresql("db1", USER="owner", TEST={"MIRROR": "primary"}))
     alias("other", **postgresql("db2", "warehouse"))
     assert check() == []
+
+
+# --- the router ------------------------------------------------------------------------------
+
+ROUTER = "ormcache.routers.ReplicaRouter"
+MIRRORED = {"TEST": {"MIRROR": "primary"}}
+
+
+def test_a_router_with_mirrored_replicas_is_silent(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db2", **MIRRORED))
+    assert check(DATABASE_ROUTERS=[ReplicaRouter("primary")]) == []
+
+
+def test_e015_refuses_a_router_whose_primary_is_no_alias(check: Check) -> None:
+    message = the_only(check(DATABASE_ROUTERS=[ReplicaRouter("primry")]))
+    assert message.id == "ormcache.E015"
+    assert "'primry'" in message.msg
+    assert "default" in str(message.hint)
+
+
+def test_e016_refuses_a_router_whose_primary_is_a_replica(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db2", **MIRRORED))
+    message = the_only(check(DATABASE_ROUTERS=[ReplicaRouter("replica")]))
+    assert message.id == "ormcache.E016"
+    assert "ReplicaRouter('primary')" in str(message.hint)
+
+
+def test_w012_warns_of_a_router_without_replicas(check: Check) -> None:
+    message = the_only(check(DATABASE_ROUTERS=["tests.routers.PostgresOnly", ROUTER]))
+    assert message.id == "ormcache.W012"
+    assert "['PRIMARY']" in str(message.hint)
+
+
+def test_w013_warns_of_a_replica_that_is_no_mirror_in_tests(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db2"))
+    # Another way to the primary: Django makes one test database for both.
+    alias("reader", **postgresql("db1", USER="reader"))
+    databases = {name: {"PRIMARY": "primary"} for name in ("replica", "reader")}
+    routers = [ReplicaRouter("primary")]
+    message = the_only(check(ormcache={"DATABASES": databases}, DATABASE_ROUTERS=routers))
+    assert message.id == "ormcache.W013"
+    assert "from 'replica'" in message.msg
+    assert "{'MIRROR': 'primary'}" in str(message.hint)
+    assert check(ormcache={"DATABASES": databases}, DATABASE_ROUTERS=[]) == []
+
+
+def test_w014_warns_of_a_middleware_that_does_not_see_sessions(check: Check) -> None:
+    sessions = "django.contrib.sessions.middleware.SessionMiddleware"
+    pins = "ormcache.routers.ReadYourWritesMiddleware"
+    message = the_only(check(MIDDLEWARE=[sessions, pins]))
+    assert message.id == "ormcache.W014"
+    assert "to the beginning" in str(message.hint)
+    for middleware in ([pins, sessions], [pins], [sessions]):
+        assert check(MIDDLEWARE=middleware) == []
+
+
+def test_wrong_groups_are_reported_before_routers(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    databases = {"default": {"PRIMARY": "nobody"}}
+    assert ids(check(ormcache={"DATABASES": databases}, DATABASE_ROUTERS=[ROUTER])) == ["E012"]
 
 
 # --- manage.py check -------------------------------------------------------------------------

@@ -198,6 +198,19 @@ def test_the_same_setting_gives_the_same_object() -> None:
     assert conf.current() is conf.current()
 
 
+def test_a_setting_that_is_added_later_is_in_force_at_once() -> None:
+    with override_settings():
+        del django_settings.ORMCACHE
+        for lease in (7, 8):
+            assert conf.current().LEASE == conf.current().LEASE == 10
+            django_settings.ORMCACHE = {"LEASE": lease}
+            assert lease == conf.current().LEASE
+            del django_settings.ORMCACHE
+        with override_settings(ORMCACHE={"LEASE": 9}):
+            assert conf.current().LEASE == 9
+        assert conf.current().LEASE == 10
+
+
 def test_override_settings_is_in_force_at_once_and_ends_at_once() -> None:
     before = conf.current().LEASE
     with override_settings(ORMCACHE={"LEASE": 7}):

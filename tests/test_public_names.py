@@ -9,7 +9,7 @@ import pytest
 from django.db import OperationalError
 
 import ormcache
-from ormcache import exceptions, signals
+from ormcache import exceptions, routers, signals
 from ormcache.reasons import Reason
 
 
@@ -45,6 +45,14 @@ def test_each_name_is_there_and_documented(name: str) -> None:
 )
 def test_each_function_takes_these_arguments(function: Any, signature: list[str]) -> None:
     assert list(inspect.signature(function).parameters) == signature
+
+
+def test_the_routers() -> None:
+    assert routers.__all__ == ["ReadYourWritesMiddleware", "ReplicaRouter"]
+    assert all(inspect.getdoc(getattr(routers, name)) for name in routers.__all__)
+    with pytest.raises(AttributeError, match=r"'ormcache\.routers' has no attribute 'Router'"):
+        assert routers.Router
+    assert list(inspect.signature(routers.ReplicaRouter).parameters) == ["primary", "app_labels"]
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

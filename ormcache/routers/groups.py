@@ -19,6 +19,7 @@ from ormcache.exceptions import SettingsError
 from ormcache.memo import Memo
 
 _memo: Memo[str, Mapping[str, str]] = Memo()
+_replicas: tuple[Settings | None, tuple[str, ...], dict[str, tuple[str, ...]]] = (None, (), {})
 
 
 def declared_primary(alias: str, settings: Settings) -> str | None:
@@ -76,5 +77,17 @@ def primary_of(alias: str, settings: Settings) -> str:
 
 
 def replicas_of(primary: str, settings: Settings) -> tuple[str, ...]:
-    """The replicas of ``primary``, in the order of ``DATABASES``."""
-    return tuple(alias for alias, its in primaries(settings).items() if its == primary)
+    """The replicas of ``primary``, in the order of ``DATABASES``. Raises as :func:`primaries`."""
+    global _replicas
+    # A Memo, written out: the router asks before each query.
+    known_settings, known_aliases, known = _replicas
+    aliases = tuple(connections.settings)
+    if settings is not known_settings or aliases != known_aliases:
+        known = {}
+        _replicas = (settings, aliases, known)
+    found = known.get(primary)
+    if found is None:
+        found = known[primary] = tuple(
+            alias for alias, its in primaries(settings).items() if its == primary
+        )
+    return found

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ormcache import reads, replica_router, replicas
+from ormcache.routers import ReplicaRouter, health, pins
 from tests.aliases import alias_of
 from tests.models import Author, Tag
 from tests.servers import (
@@ -91,3 +94,54 @@ def pair(request: pytest.FixtureRequest, transactional_db: None) -> Iterator[Pai
             yield pair
         finally:
             pair.replica.resume_replay()
+
+
+# --- the router ------------------------------------------------------------------------------
+
+GROUP = {REPLICA: {"PRIMARY": PRIMARY}}
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process in which nothing was written and no server was asked."""
+    for owner, name, value in (
+        (health, "well", set()),
+        (health, "_breakers", {}),
+        (health, "_trying", {}),
+        (replicas, "_breakers", {}),
+        (replicas, "_telling", set()),
+        (replicas, "reached", {}),
+        # Servers are asked again at once.
+        (replica_router, "_PATIENCE", 0),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    pins._scope.set(None)
+    yield
+    pins._scope.set(None)
+
+
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads may use the aliases of the pair, which the test case was not told of."""
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", reads._pristine)
+
+
+@pytest.fixture
+def routed(pair: Pair, fresh: None, unguarded: None, settings: Any) -> Pair:
+    """A pair behind the router, in step, and with one author called "old"."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "locmem", "DATABASES": GROUP}
+    settings.DATABASE_ROUTERS = [ReplicaRouter(PRIMARY)]
+    Author.objects.create(name="old")
+    pair.replica.wait_for_primary()
+    pins._scope.set(None)
+    return pair
+
+
+def reader() -> str:
+    """The alias from which authors are read now."""
+    return router.db_for_read(Author)
+
+
+def names() -> list[str]:
+    """The names of all authors, from wherever they are read now."""
+    return list(Author.objects.order_by("pk").values_list("name", flat=True))
