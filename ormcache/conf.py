@@ -230,8 +230,14 @@ def parse(raw: Any) -> tuple[Settings, list[Problem]]:
 
 
 _last: tuple[object, Settings] = (None, Settings())
+
+# Where Django keeps the settings that were asked for since they last changed, beside "_wrapped",
+# which has them all. To get one as an attribute takes much longer, and much longer still to learn
+# that it is not set, as ORMCACHE is not in most projects.
+_asked_for: dict[str, Any] = object.__getattribute__(django_settings, "__dict__")
+_ABSENT = object()
 _without: object = None
-"""Django's settings as they were when ORMCACHE was not among them."""
+"""Django's settings, if ORMCACHE was not among them."""
 
 
 def current() -> Settings:
@@ -240,11 +246,10 @@ def current() -> Settings:
     Raises :class:`~ormcache.exceptions.SettingsError` if ``ORMCACHE`` is wrong.
     """
     global _last
-    try:
-        raw = django_settings.ORMCACHE if _without is None else _raw()
-    except AttributeError:
-        raw = _raw()
     known, settings = _last
+    raw = _asked_for.get("ORMCACHE", _ABSENT)
+    if raw is _ABSENT:
+        raw = _raw()
     if raw is known:
         return settings
     settings, problems = parse(raw)
@@ -258,14 +263,12 @@ def current() -> Settings:
 def _raw() -> Any:
     """``settings.ORMCACHE``, or None."""
     global _without
-    # Django is slow to say that there is no such setting, and most projects need none.
+    all_settings = _asked_for.get("_wrapped")
     # override_settings() puts another object there, and an assignment adds to this one.
-    if _without is not None:
-        held: Any = django_settings._wrapped  # type: ignore[misc]
-        if held is _without and "ORMCACHE" not in vars(held):
-            return None
+    if all_settings is _without is not None and "ORMCACHE" not in vars(all_settings):
+        return None
     try:
         return django_settings.ORMCACHE
     except AttributeError:
-        _without = django_settings._wrapped  # type: ignore[misc]
+        _without = _asked_for.get("_wrapped")
         return None

@@ -70,9 +70,10 @@ class ReplicaRouter:
         if holds_reads(connection, state_of(connection)):
             return self.primary
         scope = pins.current()
-        pin = None if scope is None else scope.pins.get(self.primary)
-        chosen = None if scope is None else scope.chosen.get(self.primary)
-        first = chosen if chosen in others else self._next(others, scope)
+        if scope is None:
+            pin, first = None, others[next(self._turns) % len(others)]
+        else:
+            pin, first = scope.pins.get(self.primary), self._first(others, scope)
         schema = connection.__dict__.get("schema_name")
         if pin is None and schema is None and first in health.well and not reads.is_guarded():
             # As it is nearly always.
@@ -114,9 +115,11 @@ class ReplicaRouter:
         home = instance._state.db
         return home is None or home == self.primary or home in others
 
-    def _next(self, others: tuple[str, ...], scope: Scope | None) -> str:
-        alias = others[next(self._turns) % len(others)]
-        self._choose(alias, scope)
+    def _first(self, others: tuple[str, ...], scope: Scope) -> str:
+        alias = scope.chosen.get(self.primary)
+        if alias is None or alias not in others:
+            alias = others[next(self._turns) % len(others)]
+            self._choose(alias, scope)
         return alias
 
     def _choose(self, alias: str, scope: Scope | None) -> None:

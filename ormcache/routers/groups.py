@@ -19,7 +19,7 @@ from ormcache.exceptions import SettingsError
 from ormcache.memo import Memo
 
 _memo: Memo[str, Mapping[str, str]] = Memo()
-_replicas: Memo[str, tuple[str, ...]] = Memo()
+_replicas: tuple[Settings | None, tuple[str, ...], dict[str, tuple[str, ...]]] = (None, (), {})
 
 
 def declared_primary(alias: str, settings: Settings) -> str | None:
@@ -78,8 +78,13 @@ def primary_of(alias: str, settings: Settings) -> str:
 
 def replicas_of(primary: str, settings: Settings) -> tuple[str, ...]:
     """The replicas of ``primary``, in the order of ``DATABASES``. Raises as :func:`primaries`."""
-    # Asked by the router before each query.
-    known = _replicas.under(settings, tuple(connections.settings))
+    global _replicas
+    # A Memo, written out: the router asks before each query.
+    known_settings, known_aliases, known = _replicas
+    aliases = tuple(connections.settings)
+    if settings is not known_settings or aliases != known_aliases:
+        known = {}
+        _replicas = (settings, aliases, known)
     found = known.get(primary)
     if found is None:
         found = known[primary] = tuple(
