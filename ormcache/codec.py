@@ -62,17 +62,28 @@ def _load_big_integer(code: int, data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
-class _Packer(threading.local):
-    """One per thread: a new one allocates a quarter of a megabyte."""
+class _Kept(threading.local):
+    """One packer per thread: a new one allocates a quarter of a megabyte."""
 
-    def __init__(self) -> None:
-        packer = msgpack.Packer(
+    pack: Callable[[Any], bytes] | None = None
+
+
+_kept = _Kept()
+_KEPT_BYTES = 256 * 1024
+
+
+def _pack(value: Any) -> bytes:
+    pack, _kept.pack = _kept.pack, None
+    if pack is None:
+        # The first of this thread; or a signal handler has interrupted the other one.
+        pack = msgpack.Packer(
             default=_dump_big_integer, strict_types=True, unicode_errors="surrogatepass"
-        )
-        self.pack: Callable[[Any], bytes] = packer.pack
-
-
-_packer = _Packer()
+        ).pack
+    packed = pack(value)
+    # It never gives back what a large result took.
+    if len(packed) <= _KEPT_BYTES:
+        _kept.pack = pack
+    return packed
 
 
 def _unpack(data: bytes) -> Any:
@@ -343,7 +354,7 @@ def encode(result: Result) -> bytes:
         tags, columns = _dump_row(rows[0]) if len(rows) == 1 else _dump_rows(rows)
         if rows and not columns:
             raise NotEncodable("rows without columns")
-        return _packer.pack([result.chunk_type, tags, columns])
+        return _pack([result.chunk_type, tags, columns])
     except (ValueError, OverflowError, RecursionError) as error:
         # Nested too deeply, or larger than msgpack can write.
         raise NotEncodable(str(error)) from error

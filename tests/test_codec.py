@@ -24,6 +24,7 @@ from ormcache import codec
 from ormcache.codec import Result
 from ormcache.exceptions import Corrupt, NotEncodable
 from tests.exactness import exact
+from tests.interleaving import Background
 
 UTC = datetime.timezone.utc
 VIENNA = zoneinfo.ZoneInfo("Europe/Vienna")
@@ -533,3 +534,49 @@ def test_a_range_is_refused_in_a_process_without_psycopg(monkeypatch: Any) -> No
     monkeypatch.delitem(sys.modules, "psycopg.types.range")
     with pytest.raises(Corrupt, match="psycopg"):
         codec.decode(data)
+
+
+# --- the packer, which is kept ------------------------------------------------------------------
+
+
+def test_a_large_result_leaves_no_buffer_of_its_size_behind() -> None:
+    small = Result([(1,)], "list")
+    codec.encode(small)
+    tracemalloc.start()
+    try:
+        codec.encode(Result([(b"-" * 10_000_000,)], "list"))
+        codec.encode(small)
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < 1_000_000
+
+
+def test_encoding_may_be_interrupted_by_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal handler that reads, while a large integer is written."""
+    outer, inner = Result([(1, 2**70)], "list"), Result([("inner",)], "tuple")
+    original, meanwhile = codec._dump_big_integer, []
+
+    def interrupted(value: int) -> Any:
+        meanwhile.append(codec.encode(inner))
+        return original(value)
+
+    monkeypatch.setattr(codec, "_dump_big_integer", interrupted)
+    # A thread of its own has a packer of its own.
+    encoded = Background(codec.encode, outer).result()
+    assert list(map(codec.decode, meanwhile)) == [inner]
+    assert codec.decode(encoded) == outer
+
+
+def test_after_a_failure_half_way_nothing_of_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(value: int) -> Any:
+        raise ValueError("too large")
+
+    monkeypatch.setattr(codec, "_dump_big_integer", fail)
+
+    def work() -> bytes:
+        with pytest.raises(NotEncodable):
+            codec.encode(Result([(1, 2**70)], "list"))
+        return codec.encode(Result([(1,)], "list"))
+
+    assert codec.decode(Background(work).result()) == Result([(1,)], "list")
