@@ -188,6 +188,12 @@ def is_open(connection: Any) -> bool | None:
     return None if status is None or status == 4 else status != 0
 
 
+def is_pipelined(connection: Any) -> bool:
+    """Whether statements are sent later than they are executed: psycopg's pipeline mode."""
+    pgconn = getattr(connection.connection, "pgconn", None)
+    return bool(getattr(pgconn, "pipeline_status", 0))
+
+
 # --- reading in a transaction --------------------------------------------------------------
 
 
@@ -311,9 +317,12 @@ def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | Non
 def is_undisturbed(connection: Any, state: ConnectionState) -> bool:
     """Whether a question of our own may be asked on ``connection`` without harm to the user's.
 
-    Not in a transaction that is broken, or that takes its snapshot from its first statement.
+    Not in a transaction that is broken, or that takes its snapshot from its first statement. Not
+    in a pipeline, of which an error aborts all.
     """
     if connection.needs_rollback or connection.closed_in_transaction:
+        return False
+    if is_pipelined(connection):
         return False
     if connection.connection is None or not in_transaction(connection, state):
         return True

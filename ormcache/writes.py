@@ -395,7 +395,7 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         state.rolled_back(connection)
     _note(connection, state, effect)
     if bracket is not None:
-        bracket.end(known=not _has_more_results(connection))
+        bracket.end(known=not _is_busy(connection))
     return result
 
 
@@ -458,12 +458,15 @@ def _note_failed_commit(connection: Any, state: ConnectionState) -> None:
         state.manual = False
 
 
-def _has_more_results(connection: Any) -> bool:
+def _is_busy(connection: Any) -> bool:
     """Whether the server is still busy with the statement that was executed.
 
     MySQL answers several statements, and a procedure that selects, one result at a time; the
-    driver returns with the first. The lease of the intent covers the others.
+    driver returns with the first. In a pipeline, psycopg returns before anything is sent. The
+    lease of the intent covers the rest.
     """
+    if transactions.is_pipelined(connection):
+        return True
     more_results = getattr(connection.connection, "more_results", None)
     return more_results is not None and bool(more_results())
 

@@ -312,6 +312,16 @@ def test_a_transaction_of_the_driver_is_one_too(fenced: Watch, using: str, clock
     assert fenced.warm(names(using)) == ["new"]
 
 
+@on_postgresql
+def test_in_a_pipeline_nothing_is_asked(fenced: Watch, using: str, clock: Clock) -> None:
+    """An error would abort what the user has put into it."""
+    Author.objects.using(using).create(name="a")
+    fenced.warm(names(using))
+    clock.now += 3
+    with connections[using].connection.pipeline(), fenced.expect(Reason.FENCE):
+        assert names(using)() == ["a"]
+
+
 @everywhere
 def test_what_is_written_with_a_table_becomes_invalid_with_it(
     fenced: Watch, using: str, clock: Clock, settings: Any

@@ -1404,6 +1404,20 @@ def test_what_a_procedure_writes_after_it_selected_is_left_to_the_lease(
 
 
 @on_databases(POSTGRESQL, transaction=True)
+def test_what_is_written_in_a_pipeline_is_left_to_the_lease(cached: Watch, using: str) -> None:
+    """psycopg returns before the statement is sent."""
+    with factories.using(using):
+        AuthorFactory()
+    authors = rows(Author, using)
+    cached.warm(authors)
+    with connections[using].connection.pipeline():
+        Author.objects.using(using).update(name="new")
+        assert is_busy(cached, authors)
+    wait_for_lease(using, authors)
+    assert authors()[0][1] == "new"
+
+
+@on_databases(POSTGRESQL, transaction=True)
 def test_while_rows_are_copied_in_others_read_from_the_database(cached: Watch, using: str) -> None:
     tags = rows(Tag, using)
     cached.warm(tags)
