@@ -280,13 +280,15 @@ def _mysql_isolation(connection: Any) -> str | None:
 
 def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
     """SNAPSHOT unless each statement of a transaction sees the latest commits."""
-    if state.takes_snapshots:
+    if state.takes_snapshots or state.until_end is Reason.SNAPSHOT:
         return Reason.SNAPSHOT
     vendor = connection.vendor
     if vendor == "postgresql":
-        level = getattr(connection, "isolation_level", None)
-        if level is not None and level.name not in ("READ_COMMITTED", "READ_UNCOMMITTED"):
-            return Reason.SNAPSHOT
+        # A level that was given to psycopg itself stays with the session, in a pool, too.
+        for told in (connection, connection.connection):
+            level = getattr(getattr(told, "isolation_level", None), "name", "READ_COMMITTED")
+            if level not in ("READ_COMMITTED", "READ_UNCOMMITTED"):
+                return Reason.SNAPSHOT
         return _postgresql_default(connection, state)
     if vendor == "mysql":
         return None if _mysql_isolation(connection) == "read committed" else Reason.SNAPSHOT
