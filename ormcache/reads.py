@@ -310,6 +310,7 @@ def execute_sql(
         if transactions.prepare_session(connection):
             route = state.route(connection, settings)
         reason = transactions.why_not_read(connection, state)
+    path = state.path(connection)
     if reason is not None:
         _report(compiler, "skip", reason)
         return original(compiler, result_type, chunked_fetch, chunk_size)
@@ -341,7 +342,7 @@ def execute_sql(
     reason = (
         plan.reason
         or behind
-        or transactions.why_not_read(connection, state)
+        or transactions.why_not_store(connection, state, path)
         or (Reason.SESSION if state.route(connection, settings) is not route else None)
         or why_not_store(connection, state, route, plan, lookup.vector)[0]
         or _store(route, plan, lookup.vector, result_type, answer, settings)

@@ -14,7 +14,7 @@ from django import db
 from django.db import connections
 from django.db.models.sql.compiler import SQLDeleteCompiler
 
-from ormcache import engines, functions, relations, sql, tables, transactions
+from ormcache import engines, functions, relations, sessions, sql, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.cursors import FETCHES
 from ormcache.memo import Memo
@@ -392,6 +392,9 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     if effect is _NOTHING:
         return operation()
     kind, state = effect.kind, state_of(connection)
+    if kind is not Kind.WRITE and _alters_session(effect) and sessions.are_shared(connection):
+        # Before another connection can get it.
+        sessions.spoil(connection)
     bracket = _begin(connection, state, effect)
     was_aborted = bool(kind & Kind.COMMIT) and transactions.is_aborted(connection)
     try:
@@ -412,6 +415,11 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
 
 
 _Bracket = transactions.Bracket | transactions.Brackets
+
+
+def _alters_session(effect: Effect) -> bool:
+    """Whether the session will be another one than a new one, beyond its transaction."""
+    return bool(effect.search_path or effect.kind & (Kind.SESSION | Kind.ISOLATION))
 
 
 def _begin(connection: Any, state: ConnectionState, effect: Effect) -> _Bracket | None:
