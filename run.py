@@ -164,6 +164,7 @@ def do_not_start_at_boot(become_root: Sequence[str], packages: Sequence[str]) ->
         "mariadb-server": "mariadb",
         "redis-server": "redis-server",
         "memcached": "memcached",
+        "pgbouncer": "pgbouncer",
     }
     to_disable = [services[package] for package in packages if package in services]
     if to_disable and shutil.which("systemctl"):

@@ -332,6 +332,7 @@ def execute_sql(
         if transactions.prepare_session(connection):
             route = state.route(connection, settings)
         reason = transactions.why_not_read(connection, state)
+    path = state.path(connection)
     if reason is not None:
         _report(compiler, "skip", reason)
         return original(compiler, result_type, chunked_fetch, chunk_size)
@@ -363,7 +364,7 @@ def execute_sql(
     reason = (
         plan.reason
         or behind
-        or transactions.why_not_read(connection, state)
+        or transactions.why_not_store(connection, state, path)
         or (Reason.SESSION if state.route(connection, settings) is not route else None)
         or why_not_store(connection, state, route, plan, lookup.vector, has_run=True)[0]
         or _store(route, plan, lookup.vector, result_type, answer, settings)

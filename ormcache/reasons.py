@@ -123,7 +123,8 @@ class Reason(str, enum.Enum):
     )
     SESSION = (
         "session was altered",
-        "A SET, USE or similar statement changed what this connection sees.",
+        "A SET, USE or similar statement changed what this connection sees or, behind a pooler in "
+        "transaction mode, what any connection of this database may see.",
     )
     READ_UNCOMMITTED = (
         "reads uncommitted rows",

@@ -483,11 +483,15 @@ class Kind(enum.Flag):
     LOCK = enum.auto()
     """Takes locks that last until the transaction ends."""
     SEARCH_PATH = enum.auto()
-    """Changes the schema that unqualified names mean; with LOCK, until the transaction ends."""
+    """Changes the schema that unqualified names mean."""
     ISOLATION = enum.auto()
-    """Changes the isolation level of transactions."""
+    """Changes the isolation level of the session's transactions."""
+    SNAPSHOT = enum.auto()
+    """The transaction that is open, or is begun, reads from a snapshot."""
     SESSION = enum.auto()
     """Changes what the connection sees in a way that is not followed."""
+    LOCAL = enum.auto()
+    """The same, and the end of the transaction undoes it."""
     TEMPORARY = enum.auto()
     """Makes a table that this session alone sees, in front of others of its name."""
 
@@ -719,7 +723,7 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
             if _LOCK_FUNCTION.fullmatch(token.folded):
                 kind |= Kind.LOCK
             elif token.folded == "set_config":
-                kind |= Kind.SESSION
+                kind |= Kind.LOCAL if _is_local(stream[index + 1 :]) else Kind.SESSION
             elif token.folded == "clone_schema":
                 # A function of PostgreSQL that is passed around; django-tenants has it, too.
                 return Statement(Kind.UNNAMED_WRITE, mentions=found)
@@ -741,6 +745,17 @@ def _is_temporary(stream: list[Token]) -> bool:
         token.kind == "word" and token.folded in ("temp", "temporary", "pg_temp")
         for token in stream
     )
+
+
+def _is_local(arguments: list[Token]) -> bool:
+    """Whether the last argument of a call, given with all that follows, is ``true``."""
+    depth = 0
+    for index, token in enumerate(arguments):
+        depth += (token.text == "(") - (token.text == ")")
+        if not depth:
+            last = arguments[max(0, index - 2) : index]
+            return [one.text.casefold() for one in last] == [",", "true"]
+    return False
 
 
 def _copies_out(stream: list[Token]) -> bool:
@@ -807,7 +822,9 @@ def _begin(rest: set[str], vendor: str) -> Kind:
     kind = Kind.BEGIN
     if vendor == "mysql":
         kind |= Kind.IMPLICIT_COMMIT
-    return kind | Kind.ISOLATION if rest & _SNAPSHOT_WORDS else kind
+    if not rest & _SNAPSHOT_WORDS:
+        return kind
+    return kind | (Kind.SNAPSHOT if vendor == "postgresql" else Kind.ISOLATION)
 
 
 def _pragma(stream: list[Token]) -> Kind:
@@ -820,7 +837,9 @@ def _pragma(stream: list[Token]) -> Kind:
 
 def _classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
     rest = stream[1:]
-    while len(rest) > 1 and rest[0].folded in _SCOPES:
+    # For MySQL it is another word for SESSION.
+    is_local = vendor == "postgresql" and bool(rest) and rest[0].folded == "local"
+    while len(rest) > 1 and rest[0].kind == "word" and rest[0].folded in _SCOPES:
         rest = rest[1:]
     name = rest[0].folded if rest else ""
     if name == "statement":
@@ -829,15 +848,21 @@ def _classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
         return _classify_one(rest[at + 1 :] or [_END], sql, vendor)
     found = words(sql)
     if name in ("search_path", "schema"):
-        if "local" in found:
-            return Statement(Kind.SEARCH_PATH | Kind.LOCK)
+        if is_local:
+            return Statement(Kind.SEARCH_PATH | Kind.LOCAL)
         return Statement(Kind.SEARCH_PATH, detail=" ".join(sql.split()))
     if vendor == "mysql":
         return Statement(_mysql_settings(rest, found))
-    if _is_about_isolation(found) or (name == "transaction" and "snapshot" in found):
-        return Statement(_isolation(found))
-    is_dotted = len(rest) > 1 and rest[1].text == "."
-    return Statement(Kind.READ if name in _HARMLESS_SETTINGS and not is_dotted else Kind.SESSION)
+    if name == "transaction" and vendor == "postgresql":
+        # Outside of transactions it does nothing.
+        is_lax = {"read", "committed"} <= found or "isolation" not in found
+        return Statement(Kind.READ if is_lax and "snapshot" not in found else Kind.SNAPSHOT)
+    if _is_about_isolation(found):
+        kind = _isolation(found)
+    else:
+        is_dotted = len(rest) > 1 and rest[1].text == "."
+        kind = Kind.READ if name in _HARMLESS_SETTINGS and not is_dotted else Kind.SESSION
+    return Statement(Kind.LOCAL if is_local and kind else kind)
 
 
 def _is_about_isolation(found: frozenset[str]) -> bool:

@@ -27,7 +27,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
 from django.dispatch import Signal
 
-from ormcache import counters
+from ormcache import counters, sessions
 from ormcache.conf import Settings, current
 from ormcache.cursors import LiveCursors
 from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
@@ -37,6 +37,7 @@ from ormcache.reasons import Reason
 from ormcache.routers import chosen, groups, health, pins, schemas, tenancy
 from ormcache.routers.namespaces import Route, basis, route
 from ormcache.routers.positions import Position
+from ormcache.sessions import Told
 from ormcache.signals import tables_invalidated
 from ormcache.stores import EVERYTHING, Store, generation
 from ormcache.stores.base import new_nonce
@@ -55,6 +56,8 @@ class ConnectionState:
         "asked_at",
         "dirty",
         "expected",
+        "is_new",
+        "isolation_known",
         "live_cursors",
         "manual",
         "migrating",
@@ -87,6 +90,8 @@ class ConnectionState:
     def connected(self) -> None:
         """A new session: whatever the old one was told is forgotten, as is its transaction."""
         self.ended()
+        self.is_new = True
+        """Whether a pool may know more of the session than this."""
         self.session: Reason | None = None
         """Why this session is not cached any more."""
         self.search_path = ""
@@ -112,6 +117,8 @@ class ConnectionState:
         self.manual = False
         self.until_end = None
         self.path_set_here = False
+        self.isolation_known = False
+        """Whether the server was asked for the isolation of this very transaction."""
 
     def rolled_back(self, connection: Any) -> None:
         """The transaction is undone, and with it any SET inside."""
@@ -132,6 +139,25 @@ class ConnectionState:
     def path(self, connection: Any) -> str:
         """What ``SET search_path`` adds to the context, where the path is known."""
         return "" if schemas.is_of_tenants(connection) else self.search_path
+
+    def told(self, connection: Any) -> Told:
+        """What is known of the session, whose transaction ends without a commit."""
+        if schemas.is_of_tenants(connection):
+            # That sets its path itself, whatever session it gets.
+            return Told(self.session, takes_snapshots=self.takes_snapshots)
+        return Told(
+            self.session,
+            self.search_path,
+            self.path_in_doubt or self.path_set_here,
+            self.takes_snapshots,
+        )
+
+    def recall(self, driver: Any) -> None:
+        """Know what the session of ``driver`` was told when another connection had it."""
+        self.is_new = False
+        self.session, self.search_path, self.path_in_doubt, self.takes_snapshots = sessions.recall(
+            driver
+        )
 
     def route(self, connection: Any, settings: Settings) -> Route:
         """Where this connection's answers are kept."""
@@ -229,7 +255,7 @@ def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
         return Reason.READ_UNCOMMITTED
     if state.session is not None:
         return state.session
-    if not state.is_path_known(connection) or connection.alias in _shared_sessions:
+    if not state.is_path_known(connection) or sessions.is_spoilt(connection.alias):
         return Reason.SESSION
     if state.live_cursors:
         return Reason.SNAPSHOT
@@ -270,30 +296,53 @@ def is_aborted(connection: Any) -> bool:
 
 
 def prepare_session(connection: Any) -> bool:
-    """Connect, if a receiver of ``connection_created`` may then alter the session.
+    """Connect, if the session may turn out to be altered: by a receiver, or before, in a pool.
 
     A search path, a role or a variable of row-level security decides what a query sees: the
     answer must not be looked up before it is known. Raises what connecting raises.
 
     Returns whether it has connected, so that the route may be another.
     """
-    if connection.connection is not None or all(
-        getattr(receiver, "__module__", "").startswith("django.")
-        for receiver in _receivers(connection_created)
+    if connection.connection is not None and state_of(connection).search_path:
+        # The session that was told of it may be lost, and Django about to find out.
+        connection.close_if_health_check_failed()
+    if connection.connection is not None or not (
+        sessions.may_be_altered(connection.alias) or _has_foreign_receivers()
     ):
         return False
     connection.ensure_connection()
     return True
 
 
+def _has_foreign_receivers() -> bool:
+    return any(
+        not getattr(receiver, "__module__", "").startswith("django.")
+        for receiver in _receivers(connection_created)
+    )
+
+
+def why_not_store(connection: Any, state: ConnectionState, path: str) -> Reason | None:
+    """Why what the database has just answered must not be stored, or None.
+
+    Connecting may have led to a session of which something else is known.
+
+    Args:
+        connection: an open one.
+        state: its state.
+        path: that of the state when the query was looked up.
+    """
+    reason = why_not_read(connection, state)
+    if reason is None and state.path(connection) != path:
+        return Reason.SESSION
+    if reason is None and sessions.are_shared(connection) and in_transaction(connection, state):
+        return _isolation_of_transaction(connection, state)
+    return reason
+
+
 def _receivers(signal: Signal) -> Iterator[object]:
     for _, reference, *_ in signal.receivers:
         is_weak = isinstance(reference, weakref.ReferenceType)
         yield reference() if is_weak else reference
-
-
-_shared_sessions: set[str] = set()
-"""Aliases with a pool that has got back a session that was altered by SQL."""
 
 
 def _mysql_isolation(connection: Any) -> str | None:
@@ -308,13 +357,15 @@ def _mysql_isolation(connection: Any) -> str | None:
 
 def _isolation(connection: Any, state: ConnectionState) -> Reason | None:
     """SNAPSHOT unless each statement of a transaction sees the latest commits."""
-    if state.takes_snapshots:
+    if state.takes_snapshots or state.until_end is Reason.SNAPSHOT:
         return Reason.SNAPSHOT
     vendor = connection.vendor
     if vendor == "postgresql":
-        level = getattr(connection, "isolation_level", None)
-        if level is not None and level.name not in ("READ_COMMITTED", "READ_UNCOMMITTED"):
-            return Reason.SNAPSHOT
+        # A level that was given to psycopg itself stays with the session, in a pool, too.
+        for told in (connection, connection.connection):
+            level = getattr(getattr(told, "isolation_level", None), "name", "READ_COMMITTED")
+            if level not in ("READ_COMMITTED", "READ_UNCOMMITTED"):
+                return Reason.SNAPSHOT
         return _postgresql_default(connection, state)
     if vendor == "mysql":
         return None if _mysql_isolation(connection) == "read committed" else Reason.SNAPSHOT
@@ -334,6 +385,16 @@ def _postgresql_default(connection: Any, state: ConnectionState) -> Reason | Non
             raise
         state.takes_snapshots = level not in ("read committed", "read uncommitted")
     return Reason.SNAPSHOT if state.takes_snapshots else None
+
+
+def _isolation_of_transaction(connection: Any, state: ConnectionState) -> Reason | None:
+    """Asked once per transaction: that of another may have run on another session."""
+    if connection.vendor == "postgresql" and not state.isolation_known:
+        ((level,),) = ask(connection, "SHOW transaction_isolation")
+        state.isolation_known = True
+        if level not in ("read committed", "read uncommitted"):
+            state.until_end = Reason.SNAPSHOT
+    return state.until_end
 
 
 def is_undisturbed(connection: Any, state: ConnectionState) -> bool:
@@ -807,32 +868,37 @@ def close(original: Callable[[], None], connection: Any) -> None:
 
     Not left to connect(): a read is looked up before it may have to connect.
     """
-    state = state_of(connection)
-    was_altered = state.session is not None
-    if not schemas.is_of_tenants(connection):
-        # That sets its path itself, whatever session it gets.
-        was_altered |= bool(state.search_path) or state.path_in_doubt
-    if was_altered and (connection.settings_dict.get("OPTIONS") or {}).get("pool"):
-        # The pool hands the session on as it is, and nobody can tell to whom.
-        _shared_sessions.add(connection.alias)
-    original()
-    if connection.connection is None:
-        state.connected()
+    state, driver = state_of(connection), connection.connection
+    if driver is not None:
+        # Before another thread can get it from the pool.
+        sessions.keep(connection.alias, driver, state.told(connection))
+    try:
+        original()
+    finally:
+        if connection.connection is None or connection.closed_in_transaction:
+            state.connected()
+        if driver is not None:
+            sessions.forget(connection.alias, driver)
 
 
 def connect(original: Callable[[], None], connection: Any) -> None:
-    """``BaseDatabaseWrapper.connect``: a new session."""
-    state_of(connection).connected()
+    """``BaseDatabaseWrapper.connect``: a new session, or one from a pool."""
+    state = state_of(connection)
+    state.connected()
     try:
         original()
     except (db.Error, connection.Database.Error):
         health.failed(connection.alias)
         raise
     health.connected(connection.alias)
+    if state.is_new:
+        # A backend with a connect() of its own.
+        _begin_session(connection, state)
 
 
 def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bool) -> None:
     """``BaseDatabaseWrapper.set_autocommit``: True commits what is open on MySQL and SQLite."""
+    state = state_of(connection)
     was_on = connection.autocommit
     if (
         connection.connection is None
@@ -841,9 +907,36 @@ def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bo
     ):
         # MySQL goes on with a transaction that was begun as SQL.
         original()
+    else:
+        # Then Django runs the hooks of an earlier commit().
+        _publish(original, connection, lambda: connection.autocommit and not was_on)
+    if state.is_new:
+        # Called by connect(), before Django and receivers tell the session anything.
+        _begin_session(connection, state)
+
+
+def _begin_session(connection: Any, state: ConnectionState) -> None:
+    if connection.connection is None:
         return
-    # Then Django runs the hooks of an earlier commit().
-    _publish(original, connection, lambda: connection.autocommit and not was_on)
+    state.recall(connection.connection)
+    if connection.vendor == "postgresql" and connection.autocommit:
+        _meet_server(connection)
+    options = connection.settings_dict.get("OPTIONS") or {}
+    if options.get("assume_role") and sessions.are_shared(connection):
+        # Django is about to set the role, of one session among others.
+        sessions.spoil(connection)
+
+
+def _meet_server(connection: Any) -> None:
+    """Find out, once per process, whether there is a pooler in front of the server."""
+    if sessions.is_settled(connection):
+        return
+    try:
+        ((number,),) = ask(connection, "SELECT pg_backend_pid()")
+    except db.Error:
+        # The user's own statement will tell what is wrong.
+        return
+    sessions.meet(connection, number)
 
 
 def touch(using: str | None, tables: Iterable[str]) -> None:

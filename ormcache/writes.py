@@ -14,7 +14,7 @@ from django import db
 from django.db import connections
 from django.db.models.sql.compiler import SQLDeleteCompiler
 
-from ormcache import engines, functions, relations, sql, tables, transactions
+from ormcache import engines, functions, relations, sessions, sql, tables, transactions
 from ormcache.conf import Settings, current
 from ormcache.cursors import FETCHES
 from ormcache.memo import Memo
@@ -200,6 +200,9 @@ def _execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs
         return original(wrapper, *args, **kwargs)
     text = args[0] if args else kwargs.get("sql", "")
     effect = effect_of(text, connection.vendor, wrapper.cursor)
+    if effect.search_path:
+        given = kwargs.get("params", kwargs.get("param_list"))
+        effect = _with_parameters(effect, args[1] if len(args) > 1 else given)
     if connection.vendor == "sqlite":
         live = state_of(connection).live_cursors
         return _apply(
@@ -214,6 +217,15 @@ def _execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs
     if effect is _NOTHING:
         return original(wrapper, *args, **kwargs)
     return _apply(connection, effect, lambda: original(wrapper, *args, **kwargs))
+
+
+def _with_parameters(effect: Effect, params: Any) -> Effect:
+    """A ``SET search_path`` with its parameters, of which only strings can be told apart."""
+    if not params:
+        return effect
+    if isinstance(params, (list, tuple)) and set(map(type, params)) == {str}:
+        return effect._replace(search_path=f"{effect.search_path} {list(params)}")
+    return effect._replace(kind=effect.kind | Kind.SESSION)
 
 
 def callproc(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -405,6 +417,9 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     if effect is _NOTHING:
         return operation()
     kind, state = effect.kind, state_of(connection)
+    if kind is not Kind.WRITE and _alters_session(effect) and sessions.are_shared(connection):
+        # Before another connection can get it.
+        sessions.spoil(connection)
     bracket = _begin(connection, state, effect)
     was_aborted = bool(kind & Kind.COMMIT) and transactions.is_aborted(connection)
     try:
@@ -425,6 +440,11 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
 
 
 _Bracket = transactions.Bracket | transactions.Brackets
+
+
+def _alters_session(effect: Effect) -> bool:
+    """Whether the session will be another one than a new one, beyond its transaction."""
+    return bool(effect.search_path or effect.kind & (Kind.SESSION | Kind.ISOLATION))
 
 
 def _begin(connection: Any, state: ConnectionState, effect: Effect) -> _Bracket | None:
@@ -512,6 +532,7 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
         state.session = Reason.SESSION
     if kind & Kind.IMPLICIT_COMMIT:
         engines.forget(state.route(connection, current()).namespace)
+    until_end = state.until_end
     if kind & Kind.COMMIT or (kind & Kind.RELEASE and not is_open(connection)):
         state.ended()
     elif kind & Kind.ROLLBACK:
@@ -520,17 +541,28 @@ def _note(connection: Any, state: ConnectionState, effect: Effect) -> None:
         state.manual = True
         # "BEGIN; UPDATE …" as one text.
         state.wrote(connection, effect.tables)
-    if kind & Kind.LOCK and not kind & Kind.SEARCH_PATH and in_transaction(connection, state):
-        state.until_end = Reason.LOCKED
+    if in_transaction(connection, state):
+        _note_until_end(state, kind, until_end)
+
+
+def _note_until_end(state: ConnectionState, kind: Kind, before: Reason | None) -> None:
+    """Remember why the open transaction has to read from the database, as its last statement did.
+
+    ``before``: why it had to so far. AND CHAIN passes the isolation level on.
+    """
+    if kind & Kind.SNAPSHOT or before is Reason.SNAPSHOT:
+        state.until_end = Reason.SNAPSHOT
+    elif kind & Kind.LOCAL:
+        state.until_end = Reason.SESSION
+    elif kind & Kind.LOCK:
+        state.until_end = state.until_end or Reason.LOCKED
 
 
 def _note_search_path(connection: Any, state: ConnectionState, effect: Effect) -> None:
     # If it is django-tenants itself, it will now keep another list.
     state.overridden = schemas.applied(connection)
-    if effect.kind & Kind.LOCK:
-        # SET LOCAL
-        state.until_end = Reason.SESSION
     if not effect.search_path:
+        # SET LOCAL
         return
     state.search_path, state.path_in_doubt = effect.search_path, False
     state.path_set_here = in_transaction(connection, state)

@@ -22,3 +22,24 @@ def alias_of(existing: str, name: str, **changes: Any) -> Iterator[str]:
         connections[name].close()
         del connections[name]
         del connections.settings[name]
+
+
+@contextlib.contextmanager
+def changed(alias: str, **changes: Any) -> Iterator[None]:
+    """Inside, all threads find other settings of `alias`, and begin with other connections.
+
+    Test cases allow it what they allow the alias. Threads that use it must have ended inside.
+    """
+    usual, settings = connections[alias], connections.settings[alias]
+    usual.close()
+    connections.settings[alias] = {**copy.deepcopy(usual.settings_dict), **changes}
+    del connections[alias]
+    try:
+        yield
+    finally:
+        other = connections[alias]
+        other.close()
+        if getattr(other, "pool", None):
+            other.close_pool()
+        connections.settings[alias] = settings
+        connections[alias] = usual

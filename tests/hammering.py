@@ -115,11 +115,14 @@ class Hammer:
     def read(self, seed: int) -> None:
         chance = random.Random(seed)
         end = time.monotonic() + self.seconds
-        questions = [self._one, self._all, self._joined, self._greatest, self._in_transaction]
         while time.monotonic() < end:
-            question = chance.choice(questions)
-            floors = list(self.floors)
-            self._check(question, floors, question(chance))
+            self.read_once(chance)
+
+    def read_once(self, chance: random.Random) -> None:
+        questions = [self._one, self._all, self._joined, self._greatest, self._in_transaction]
+        question = chance.choice(questions)
+        floors = list(self.floors)
+        self._check(question, floors, question(chance))
 
     def _check(
         self, question: Callable[..., Any], floors: list[int], answers: dict[int, int]

@@ -1,4 +1,4 @@
-"""Private PostgreSQL, MariaDB, Redis and Memcached servers for the tests.
+"""Private PostgreSQL, MariaDB, Redis and Memcached servers for the tests, and what goes with them.
 
 Each listens on a free loopback port, keeps its files in a temporary directory and trades
 durability for speed. None can outlive the process that started it, however that process ends:
@@ -264,19 +264,7 @@ class PostgreSQLServer(Server):
 
     def ask(self, sql: str) -> str:
         """The only value that a query gives, as text."""
-        return self._client("psql", "-U", self.user, "-d", "postgres", "-Atqc", sql)
-
-    def _client(self, program: str, *arguments: str) -> str:
-        address = ["-h", HOST, "-p", str(self.port)]
-        done = subprocess.run(
-            [find_program(program, self), *address, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{program} failed: {done.stderr}")
-        return done.stdout.strip()
+        return _psql(self, "postgres", sql)
 
 
 class PostgreSQLReplica(PostgreSQLServer):
@@ -289,7 +277,7 @@ class PostgreSQLReplica(PostgreSQLServer):
     """
 
     name = "PostgreSQL replica"
-    programs = ("pg_basebackup", *PostgreSQLServer.programs)
+    programs = ("pg_basebackup", "psql", *PostgreSQLServer.programs)
 
     def __init__(self, primary: PostgreSQLServer) -> None:
         super().__init__()
@@ -325,6 +313,66 @@ class PostgreSQLReplica(PostgreSQLServer):
             position -= position % 8192
         question = f"SELECT pg_last_wal_replay_lsn() - '0/0' >= {position}"
         _wait_until(lambda: self.ask(question) == "t", self)
+
+
+class PgBouncerServer(Server):
+    """PgBouncer in front of a PostgreSQL server that runs; all its databases are behind it.
+
+    with PgBouncerServer(postgresql.port, options={"default_pool_size": "2"}) as bouncer:
+        bouncer.port  # for HOST and PORT of a database alias
+        bouncer.ask("SHOW SERVERS")
+
+    `options` are lines of pgbouncer.ini's first section.
+    """
+
+    name = "PgBouncer"
+    package = "pgbouncer"
+    programs = ("pgbouncer",)
+
+    # It would wait for its clients to go.
+    stop_signal = signal.SIGKILL
+
+    def __init__(
+        self,
+        postgresql_port: int | str,
+        *,
+        pool_mode: Literal["transaction", "session", "statement"] = "transaction",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        user = PostgreSQLServer.user
+        self.options = {
+            "listen_addr": HOST,
+            "listen_port": str(self.port),
+            "unix_socket_dir": "",
+            "auth_type": "trust",
+            "auth_file": "users",
+            "admin_users": user,
+            "pool_mode": pool_mode,
+            "max_client_conn": "200",
+            # Seconds, after which a new connection is tried once PostgreSQL has refused one.
+            "server_login_retry": "1",
+        }
+        self.options |= options or {}
+        lines = [
+            "[databases]",
+            f"* = host={HOST} port={postgresql_port}",
+            "[pgbouncer]",
+            *(f"{name} = {value}" for name, value in self.options.items()),
+        ]
+        (self.files / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+        (self.files / "users").write_text(f'"{user}" ""\n')
+
+    def command(self) -> Sequence[str]:
+        return [find_program("pgbouncer", self), "pgbouncer.ini"]
+
+    def is_ready(self) -> bool:
+        # The question whether it speaks TLS, which is answered before anybody logs in.
+        return bool(exchange(self.port, bytes.fromhex("0000000804d2162f")))
+
+    def ask(self, command: str) -> str:
+        """What a command of its console answers, as lines of text."""
+        return _psql(self, "pgbouncer", command)
 
 
 class MariaDBServer(Server):
@@ -388,19 +436,13 @@ class MariaDBServer(Server):
 
     def ask(self, sql: str) -> str:
         """What a query gives, as text."""
-        done = subprocess.run(
+        return _output_of(
             [
                 find_program("mariadb", self),
                 *("--no-defaults", "-h", HOST, "-P", str(self.port), "-u", self.user),
                 *("--skip-column-names", "--batch", "-e", sql),
-            ],
-            check=False,
-            capture_output=True,
-            text=True,
+            ]
         )
-        if done.returncode:
-            raise RuntimeError(f"mariadb failed: {done.stderr}")
-        return done.stdout.strip()
 
 
 class MariaDBReplica(MariaDBServer):
@@ -420,6 +462,8 @@ class MariaDBReplica(MariaDBServer):
     def start(self) -> None:
         super().start()
         self.ask(
+            # It goes on by itself when it has run before.
+            "STOP SLAVE; "
             f"CHANGE MASTER TO MASTER_HOST='{HOST}', MASTER_PORT={self.primary.port}, "
             f"MASTER_USER='{self.user}', MASTER_USE_GTID=slave_pos; START SLAVE"
         )
@@ -435,6 +479,18 @@ class MariaDBReplica(MariaDBServer):
         position = self.primary.ask("SELECT @@global.gtid_binlog_pos")
         if self.ask(f"SELECT MASTER_GTID_WAIT('{position}', {SECONDS_TO_START})") != "0":
             raise self._failure("is not in step with its primary")
+
+
+def _psql(server: Server, database: str, sql: str) -> str:
+    address = ["-h", HOST, "-p", str(server.port), "-U", PostgreSQLServer.user, "-d", database]
+    return _output_of([find_program("psql", server), *address, "-XAtqc", sql])
+
+
+def _output_of(command: Sequence[str]) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr}")
+    return done.stdout.strip()
 
 
 def _wait_until(is_so: Callable[[], bool], server: Server) -> None:
@@ -538,8 +594,11 @@ SHARED: tuple[type[Server], ...] = (
     MemcachedServer,
 )
 
+OWN: tuple[type[Server], ...] = (PostgreSQLReplica, PgBouncerServer, MariaDBReplica)
+"""What only the tests start that need it."""
 
-def missing_programs(kinds: Iterable[type[Server]] = SHARED) -> dict[str, str]:
+
+def missing_programs(kinds: Iterable[type[Server]] = (*SHARED, *OWN)) -> dict[str, str]:
     """The programs that are not installed, each with the Debian package that has it."""
     return {
         program: kind.package
@@ -695,7 +754,7 @@ def _end(pid: int, remover: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """Run the shared servers until interrupted."""
-    if missing := missing_programs():
+    if missing := missing_programs(SHARED):
         sys.exit(f"Missing: {missing}. apt-get install {' '.join(sorted({*missing.values()}))}")
     servers = start_shared()
     for variable in [DIRECTORY_VARIABLE, *(server.variable() for server in servers)]:

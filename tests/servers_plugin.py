@@ -122,7 +122,7 @@ def _python27_reason() -> str:
 def _what_is_missing() -> list[str]:
     programs = [
         f"{program} is missing: apt-get install {package}"
-        for kind in servers.SHARED
+        for kind in (*servers.SHARED, *servers.OWN)
         if kind.variable() not in os.environ
         for program, package in servers.missing_programs([kind]).items()
     ]

@@ -57,6 +57,8 @@ LOCKED = "transaction holds locks"
 NOBODY = f"tests_nobody{WORKER_SUFFIX}"
 # psycopg.IsolationLevel, without which this module can be imported.
 REPEATABLE_READ, SERIALIZABLE = 3, 4
+NOBODY = f"tests_nobody{WORKER_SUFFIX}"
+"""A role belongs to all databases of a server, which the workers share."""
 
 
 @pytest.fixture
@@ -874,6 +876,14 @@ def by_default_of(what: str, level: str) -> Opened:
     return opened
 
 
+@contextlib.contextmanager
+def by_driver() -> Iterator[None]:
+    connections["postgresql"].ensure_connection()
+    connections["postgresql"].connection.isolation_level = REPEATABLE_READ
+    with transaction.atomic("postgresql"):
+        yield
+
+
 SNAPSHOTS: dict[str, Opened] = {
     "postgresql: option": by_option("postgresql", isolation_level=REPEATABLE_READ),
     "postgresql: serializable option": by_option("postgresql", isolation_level=SERIALIZABLE),
@@ -895,6 +905,13 @@ SNAPSHOTS: dict[str, Opened] = {
     ),
     "postgresql: BEGIN": as_sql("postgresql", "BEGIN ISOLATION LEVEL REPEATABLE READ"),
     "postgresql: START": as_sql("postgresql", "START TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    "postgresql: CHAIN": as_sql(
+        "postgresql",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ",
+        "LOCK TABLE tests_note",
+        "COMMIT AND CHAIN",
+    ),
+    "postgresql: driver": by_driver,
     "mariadb: option": by_option("mariadb", isolation_level="repeatable read"),
     "mariadb: no option": by_option("mariadb", isolation_level=None),
     "mariadb: SET TRANSACTION": as_sql(
@@ -1221,6 +1238,66 @@ def test_a_local_search_path_is_not_cached_and_ends_with_the_transaction(
         execute(using, "SET LOCAL search_path TO one")
         with cached.expect(SESSION):
             assert names() == ["one"]
+    assert cached.hit(names) == [OLD]
+
+
+@on_postgresql
+def test_each_parameter_of_a_search_path_has_its_own_answers(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    with session(using) as connection, connection.cursor() as cursor:
+        for name in ("one", "two"):
+            cursor.execute("SET search_path TO %s, public", [name])
+            assert cached.warm(names) == [name]
+        cursor.execute(sql="SET search_path TO %s, public", params=("one",))
+        assert names() == ["one"]
+        with cached.expect(SESSION):
+            cursor.execute("SET search_path TO %(name)s", {"name": "one"})
+            assert names() == ["one"]
+
+
+@on_postgresql
+def test_a_schema_may_be_called_local(
+    cached: Watch, using: str, names: Names, tenants: None
+) -> None:
+    execute(using, "CREATE SCHEMA local", "CREATE TABLE local.tests_author (LIKE tests_author)")
+    cached.warm(names)
+    with session(using):
+        execute(using, "SET search_path TO local")
+        assert cached.warm(names) == []
+    execute(using, "DROP SCHEMA local CASCADE")
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT set_config('search_path', 'one', true)", ["one"]),
+        ("SET LOCAL ROLE {nobody}", []),
+        ("SET LOCAL app.tenant = 'one'", [OLD]),
+    ],
+)
+@on_postgresql
+def test_what_is_set_for_a_transaction_is_not_cached_and_ends_with_it(
+    cached: Watch,
+    using: str,
+    names: Names,
+    tenants: None,
+    statement: str,
+    expected: list[str],
+) -> None:
+    cached.warm(names)
+    for end in (False, True):
+        with transaction.atomic(using):
+            assert cached.hit(names) == [OLD]
+            execute(using, statement.format(nobody=NOBODY))
+            with cached.expect(SESSION):
+                assert names() == expected
+            transaction.set_rollback(end, using)
+        assert cached.hit(names) == [OLD]
+    execute(using, "BEGIN", statement.format(nobody=NOBODY))
+    with cached.expect(SESSION):
+        assert names() == expected
+    execute(using, "COMMIT")
     assert cached.hit(names) == [OLD]
 
 

@@ -1,0 +1,134 @@
+"""The servers that tests start themselves: replicas that can be held back, and a pooler."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests import servers
+from tests.marks import needs
+from tests.servers import (
+    HOST,
+    MariaDBReplica,
+    MariaDBServer,
+    MissingProgram,
+    PgBouncerServer,
+    PostgreSQLReplica,
+    PostgreSQLServer,
+    RedisServer,
+)
+
+TABLE = "CREATE TABLE {} AS SELECT 'old' AS name"
+RENAME = "UPDATE {} SET name = 'new'"
+NAME = "SELECT name FROM {}"
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[PostgreSQLServer]:
+    with PostgreSQLServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bouncer(postgresql: PostgreSQLServer) -> Iterator[PgBouncerServer]:
+    with PgBouncerServer(postgresql.port, options={"default_pool_size": "1"}) as server:
+        yield server
+
+
+def follow(primary: Any, replica: Any, table: str) -> None:
+    """The facts that every kind of replica has to live up to."""
+    primary.ask(TABLE.format(table))
+    replica.wait_for_primary()
+    assert replica.ask(NAME.format(table)) == "old"
+    replica.pause_replay()
+    primary.ask(RENAME.format(table))
+    assert replica.ask(NAME.format(table)) == "old"
+    replica.resume_replay()
+    replica.wait_for_primary()
+    assert replica.ask(NAME.format(table)) == "new"
+
+
+@needs("postgresql")
+def test_a_replica_of_postgresql_follows_and_can_be_held_back(
+    postgresql: PostgreSQLServer,
+) -> None:
+    with PostgreSQLReplica(postgresql) as replica:
+        assert replica.ask("SELECT pg_is_in_recovery()") == "t"
+        follow(postgresql, replica, "followed")
+
+
+@needs("postgresql")
+def test_a_replica_of_postgresql_catches_up_after_a_crash(postgresql: PostgreSQLServer) -> None:
+    with PostgreSQLReplica(postgresql) as replica:
+        replica.kill()
+        postgresql.ask(TABLE.format("missed"))
+        replica.start()
+        replica.wait_for_primary()
+        assert replica.ask(NAME.format("missed")) == "old"
+
+
+@needs("mariadb")
+def test_a_replica_of_mariadb_follows_and_can_be_held_back() -> None:
+    with MariaDBServer(server_id=1) as primary, MariaDBReplica(primary) as replica:
+        primary.ask("CREATE DATABASE shop")
+        follow(primary, replica, "shop.followed")
+        replica.kill()
+        primary.ask(TABLE.format("shop.missed"))
+        replica.start()
+        replica.wait_for_primary()
+        assert replica.ask(NAME.format("shop.missed")) == "old"
+
+
+def connect(bouncer: PgBouncerServer) -> "psycopg.Connection[Any]":
+    return psycopg.connect(
+        host=HOST, port=bouncer.port, user="postgres", dbname="postgres", autocommit=True
+    )
+
+
+def session_of(client: "psycopg.Connection[Any]") -> int:
+    row = client.execute("SELECT pg_backend_pid()").fetchone()
+    assert row
+    found: int = row[0]
+    return found
+
+
+@needs("postgresql")
+def test_clients_of_the_pooler_share_a_session_of_the_server(bouncer: PgBouncerServer) -> None:
+    """Transaction mode, as most sites have it: what one client sets is there for the next."""
+    with connect(bouncer) as one, connect(bouncer) as other:
+        assert session_of(one) == session_of(other)
+        one.execute("SET work_mem = '7MB'")
+        assert other.execute("SHOW work_mem").fetchone() == ("7MB",)
+        assert "transaction" in bouncer.ask("SHOW POOLS")
+
+
+@needs("postgresql")
+def test_a_client_of_the_pooler_in_session_mode_leaves_nothing_behind(
+    postgresql: PostgreSQLServer,
+) -> None:
+    options = {"default_pool_size": "1"}
+    with PgBouncerServer(postgresql.port, pool_mode="session", options=options) as bouncer:
+        with connect(bouncer) as one:
+            session = session_of(one)
+            one.execute("SET work_mem = '7MB'")
+        with connect(bouncer) as other:
+            assert session_of(other) == session
+            assert other.execute("SHOW work_mem").fetchone() != ("7MB",)
+
+
+@pytest.mark.parametrize("kind", [*servers.SHARED, *servers.OWN])
+def test_a_missing_program_is_named_with_its_package(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_program_directories", lambda: ("/nonexistent",))
+    assert servers.missing_programs()[kind.programs[0]] == kind.package
+    assert not servers.is_installed(kind)
+
+
+def test_a_server_whose_program_is_missing_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(servers, "_program_directories", lambda: ("/nonexistent",))
+    with pytest.raises(MissingProgram, match="apt-get install redis-server"):
+        RedisServer()
