@@ -27,6 +27,7 @@ from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
+from ormcache.routers import schemas
 from ormcache.routers.namespaces import Route
 from ormcache.stores import EVERYTHING, Breaker
 from ormcache.transactions import (
@@ -119,8 +120,12 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
 
 
 def _place(connection: Any, state: ConnectionState, route: Route) -> tuple[object, ...]:
-    schema = getattr(connection, "schema_name", None)
-    return route.namespace, connection.alias, schema, state.search_path
+    return (
+        route.namespace,
+        connection.alias,
+        schemas.named(connection),
+        state.path(connection),
+    )
 
 
 def _look_on_primary(
@@ -149,6 +154,9 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
     place = _place(connection, state, route)
     last = _looks.get(place)
     connection.ensure_connection()
+    if schemas.is_of_tenants(connection):
+        # It sets the search path, which is that of another tenant until then.
+        connection.cursor().close()
     # Django need not know of a transaction that was begun through the driver.
     is_inside = in_transaction(connection, state) or bool(is_open(connection))
     try:
