@@ -33,7 +33,6 @@ from ormcache.stores import EVERYTHING, Breaker
 from ormcache.transactions import (
     ConnectionState,
     in_transaction,
-    is_open,
     is_undisturbed,
     let_go_if_lost,
     state_of,
@@ -157,8 +156,7 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
     if schemas.is_of_tenants(connection):
         # It sets the search path, which is that of another tenant until then.
         connection.cursor().close()
-    # Django need not know of a transaction that was begun through the driver.
-    is_inside = in_transaction(connection, state) or bool(is_open(connection))
+    is_inside = in_transaction(connection, state)
     try:
         with savepoint(connection) if is_inside else nullcontext():
             rows = _rows(connection, is_there=last is not None)
