@@ -27,12 +27,12 @@ from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
+from ormcache.routers import schemas
 from ormcache.routers.namespaces import Route
 from ormcache.stores import EVERYTHING, Breaker
 from ormcache.transactions import (
     ConnectionState,
     in_transaction,
-    is_open,
     is_undisturbed,
     let_go_if_lost,
     state_of,
@@ -119,8 +119,12 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
 
 
 def _place(connection: Any, state: ConnectionState, route: Route) -> tuple[object, ...]:
-    schema = getattr(connection, "schema_name", None)
-    return route.namespace, connection.alias, schema, state.search_path
+    return (
+        route.namespace,
+        connection.alias,
+        schemas.named(connection),
+        state.path(connection),
+    )
 
 
 def _look_on_primary(
@@ -149,8 +153,10 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
     place = _place(connection, state, route)
     last = _looks.get(place)
     connection.ensure_connection()
-    # Django need not know of a transaction that was begun through the driver.
-    is_inside = in_transaction(connection, state) or bool(is_open(connection))
+    if schemas.is_of_tenants(connection):
+        # It sets the search path, which is that of another tenant until then.
+        connection.cursor().close()
+    is_inside = in_transaction(connection, state)
     try:
         with savepoint(connection) if is_inside else nullcontext():
             rows = _rows(connection, is_there=last is not None)

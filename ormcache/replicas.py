@@ -180,7 +180,6 @@ def _replayed(connection: Any, state: ConnectionState) -> Position:
             health.note(connection, error)
             raise PositionUnknown from error
         _telling.add(connection.alias)
-        reached[connection.alias] = state.replayed
     return state.replayed
 
 

@@ -400,15 +400,18 @@ def _isolation_of_transaction(connection: Any, state: ConnectionState) -> Reason
 def is_undisturbed(connection: Any, state: ConnectionState) -> bool:
     """Whether a question of our own may be asked on ``connection`` without harm to the user's.
 
-    Not in a transaction that is broken, or that takes its snapshot from its first statement. Not
-    in a pipeline, of which an error aborts all.
+    Not in a transaction that is broken, that takes its snapshot from its first statement, or that
+    was begun through the driver, so that nothing is known of it. Not in a pipeline, of which an
+    error aborts all.
     """
     if connection.needs_rollback or connection.closed_in_transaction:
         return False
     if is_pipelined(connection):
         return False
-    if connection.connection is None or not in_transaction(connection, state):
+    if connection.connection is None:
         return True
+    if not in_transaction(connection, state):
+        return not is_open(connection)
     if is_aborted(connection):
         return False
     return _isolation(connection, state) is None

@@ -296,20 +296,25 @@ def test_each_schema_may_have_a_fence_of_its_own(fenced: Watch, using: str, cloc
         connections[using].close()
 
 
-@on_postgresql
-def test_a_transaction_of_the_driver_is_one_too(fenced: Watch, using: str, clock: Clock) -> None:
-    """Rows are neither removed in it, nor told for the last time."""
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_nothing_is_asked_in_a_transaction_of_the_driver(
+    fenced: Watch, using: str, clock: Clock
+) -> None:
+    """It may have a snapshot, rows of its own, or locks that it would keep."""
     Author.objects.using(using).create(name="old")
     fenced.warm(names(using))
-    with connections[using].connection.transaction():
-        rename(using, "new", "tests_author")
-        clock.now += 3
-        Tag.objects.using(using).count()
+    driver = connections[using].connection
+    driver.isolation_level = 4  # SERIALIZABLE
+    with driver.transaction():
+        driver.execute("SELECT 1 FROM tests_author")
         with session(using):
-            assert fenced.warm(names(using)) == ["old"]
-    clock.now += 3
-    assert len(rows(using)) == 1
+            rename(using, "new", "tests_author")
+        clock.now += 3
+        with fenced.expect(Reason.FENCE):
+            assert names(using)() == ["old"]
+    driver.isolation_level = None
     assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
 
 
 @on_postgresql
