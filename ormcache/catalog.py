@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from ormcache import tables as table_names
-from ormcache.conf import Settings
+from ormcache.conf import Settings, current
 from ormcache.memo import Memo
 from ormcache.questions import ask, savepoint
 from ormcache.reasons import Reason
+from ormcache.routers import schemas, tenancy
+from ormcache.routers.namespaces import Route
 from ormcache.sql import fold
-from ormcache.stores import Breaker
+from ormcache.stores import EVERYTHING, Breaker
 from ormcache.transactions import ConnectionState, in_transaction, is_undisturbed
 
 _RELATIVES_LIMIT = 100
@@ -81,11 +83,47 @@ _breakers: dict[str, Breaker] = {}
 _registers: Memo[tuple[str, tuple[str, ...]], tuple[str, ...]] = Memo()
 
 
-def registers(namespace: str, tables: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """The registers on which a query of ``tables`` depends, as far as the catalog is known.
+def registers(
+    connection: Any,
+    state: ConnectionState,
+    route: Route,
+    tables: tuple[str, ...],
+    elsewhere: frozenset[str],
+) -> tuple[str, ...]:
+    """The registers on which a query depends, as far as the catalog is known.
 
-    These tables and their relatives: a row may be written through any of them.
+    Those of its tables and of their relatives: a row may be written through any of them. Where
+    there are tenants, see :mod:`ormcache.routers.tenancy`.
+
+    Args:
+        connection: that of the query.
+        state: its state.
+        route: its route.
+        tables: the tables of the query.
+        elsewhere: those of them that may be in another schema than the one that is searched first.
     """
+    names = _with_relatives(route.namespace, tables, current())
+    if not route.has_tenants:
+        return names
+    schema = _own_schema(connection, state)
+    certain = [
+        name
+        for name in tables
+        if name not in elsewhere and not _is_missing((route.namespace, schema, name))
+    ]
+    return tenancy.read(names, certain, schema)
+
+
+def _own_schema(connection: Any, state: ConnectionState) -> str | None:
+    """The tenant whose schema the next query searches first."""
+    if not schemas.follows_attributes(connection, state.overridden):
+        return None
+    return tenancy.own_schema(connection.schema_name)
+
+
+def _with_relatives(
+    namespace: str, tables: tuple[str, ...], settings: Settings
+) -> tuple[str, ...]:
     known = _known.get(namespace)
     if known is None or not known[1].relatives:
         return tables
@@ -111,19 +149,13 @@ def _is_vouched_for(name: str, settings: Settings) -> bool:
 
 
 def judge(
-    catalog: Catalog,
-    namespace: str,
-    tables: tuple[str, ...],
-    read: tuple[str, ...],
-    settings: Settings,
+    catalog: Catalog, tables: tuple[str, ...], settings: Settings
 ) -> tuple[Reason | None, str]:
     """Why an answer must not be stored, with the names of the cause; or (None, "").
 
     Args:
         catalog: from :func:`look`.
-        namespace: that of the query.
         tables: the tables of the query.
-        read: the registers that were asked for when it was looked up.
         settings: those in force.
     """
     if catalog is _NOTHING:
@@ -138,9 +170,6 @@ def judge(
     views = (suspects | relatives) & catalog.views.keys()
     if views:
         return Reason.VIEW, ", ".join(sorted(f"{catalog.views[name]} {name}" for name in views))
-    if read != registers(namespace, tables, settings):
-        # Whoever wrote to one of the others in the meantime was not noticed.
-        return Reason.CATALOG_UNKNOWN, ", ".join(sorted(relatives))
     return None, ""
 
 
@@ -169,15 +198,122 @@ def look(connection: Any, state: ConnectionState, namespace: str, vector: str) -
     return catalog
 
 
+# --- tables of tenants ---------------------------------------------------------------------
+
+_IN_SCHEMA = """
+    SELECT c.relname::text
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = ANY(%s) AND c.relkind IN ('r', 'p')
+"""
+_PLACES_LIMIT = 100_000
+
+_Place = tuple[str, str | None, str]
+"""A namespace, a schema and a table."""
+
+
+class _Found(NamedTuple):
+    """Whether a schema has a table, and the registers under which that was found out."""
+
+    under: tuple[str, str]
+    """That of everything and that of the table: DDL changes one of them."""
+    exists: bool
+
+
+_places: dict[_Place, _Found] = {}
+
+
+def _is_missing(place: _Place) -> bool:
+    found = _places.get(place)
+    return found is not None and not found.exists
+
+
+def was_read_from(connection: Any, state: ConnectionState, registers: Sequence[str]) -> bool:
+    """Whether a query that has just been run has searched the schema that its registers name."""
+    schema = _own_schema(connection, state)
+    searched = schemas.searched(connection, state.overridden)
+    if searched is not None and searched[0] == schema:
+        return True
+    return not tenancy.claims(registers, schema)
+
+
+def confirm(
+    connection: Any, state: ConnectionState, route: Route, read: tuple[str, ...], vector: str
+) -> bool:
+    """Find out whether the schema has what was taken for its tables.
+
+    What it does not have, :func:`registers` will not take for its tables any more. Returns whether
+    the database has answered.
+
+    Args:
+        connection: that of the query.
+        state: its state.
+        route: its route.
+        read: the registers that were asked for, from :func:`registers`.
+        vector: what they showed.
+    """
+    values = vector.split(";")[1:]
+    if len(values) != len(read) + 1:
+        return False
+    shown = dict(zip((EVERYTHING, *read), values, strict=True))
+    schema = _own_schema(connection, state)
+    claims = tenancy.claims(read, schema)
+    under = {
+        (route.namespace, schema, name): (shown[EVERYTHING], shown[name])
+        for name in read
+        if name in tenancy.tenant_tables()
+    }
+    # What was missing may be there by now: then it is taken for the schema's the next time.
+    outdated = [place for place, registers in under.items() if not _is_known(place, registers)]
+    for place in outdated:
+        _places.pop(place, None)
+    asked = [place for place in outdated if place[2] in claims]
+    return not asked or _ask_for(connection, state, asked, under)
+
+
+def _is_known(place: _Place, under: tuple[str, str]) -> bool:
+    found = _places.get(place)
+    return found is not None and found.under == under
+
+
+def _ask_for(
+    connection: Any,
+    state: ConnectionState,
+    places: Sequence[_Place],
+    under: Mapping[_Place, tuple[str, str]],
+) -> bool:
+    """Find out which tables a schema has; returns whether the database has answered."""
+    namespace, schema, _ = places[0]
+    names = [name for _, _, name in places]
+    rows = _ask(connection, state, namespace, _IN_SCHEMA, (schema, names))
+    if rows is None:
+        return False
+    there = {name for (name,) in rows}
+    # A statement that was prepared goes on meaning the table that it meant at that time.
+    if getattr(connection.connection, "prepare_threshold", None) is not None:
+        there = set()
+    if len(_places) > _PLACES_LIMIT:
+        _places.clear()
+    for place in places:
+        _places[place] = _Found(under[place], place[2] in there)
+    return True
+
+
+# --- asking --------------------------------------------------------------------------------
+
+
 def _ask(
-    connection: Any, state: ConnectionState, namespace: str, question: str
+    connection: Any,
+    state: ConnectionState,
+    namespace: str,
+    question: str,
+    parameters: Sequence[Any] | None = None,
 ) -> list[tuple[Any, ...]] | None:
     breaker = _breakers.setdefault(namespace, Breaker())
     if not is_undisturbed(connection, state) or not breaker.allows():
         return None
     try:
         with savepoint(connection) if in_transaction(connection, state) else nullcontext():
-            rows = ask(connection, question)
+            rows = ask(connection, question, parameters)
     except Exception:
         # It is no reason for the read to fail, nor is a connection that is lost.
         breaker.failed()

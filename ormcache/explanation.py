@@ -11,7 +11,7 @@ from django.db import connections, models
 from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
-from ormcache import catalog, fence, reads, replicas, transactions
+from ormcache import fence, reads, replicas, transactions
 from ormcache.conf import current
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
@@ -128,10 +128,9 @@ def _looked_up(
         # The database cannot tell anything about its tables.
         return plan, lookup, None
     reason, detail = reads.why_not_store(connection, state, route, plan, lookup.vector)
-    registers = catalog.registers(route.namespace, plan.tables, current())
-    if reason is Reason.CATALOG_UNKNOWN and registers != plan.registers:
-        # Now they are known.
-        return _looked_up(connection, state, route, plan._replace(registers=registers))
+    known = reads.depending(plan, connection, state, route)
+    if reason is Reason.CATALOG_UNKNOWN and known.registers != plan.registers:
+        return _looked_up(connection, state, route, known)
     return plan._replace(detail=detail), lookup, reason
 
 
@@ -152,7 +151,7 @@ def _explanation(
         detail=plan.detail,
         remaining=remaining,
         tables=plan.tables,
-        key=plan.key,
+        key=plan.entry or plan.key,
         sql=plan.sql or "",
         namespace=route.namespace,
         cache_alias=route.cache_alias,

@@ -38,6 +38,16 @@ def entry_key(context: tuple[object, ...], sql: str, params: Sequence[Any]) -> s
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 
+def under(key: str, registers: Sequence[str]) -> str:
+    """The key of the same query where its answer depends on other registers than its tables.
+
+    The same nonce may stand in several registers, those that one commit has changed. So an entry
+    must not be compared with registers of other names.
+    """
+    text = repr((key, registers))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+
+
 def identity(param: Any) -> object:
     """A stand-in for ``param`` whose ``repr`` is exact and the same in every process."""
     kind = type(param)

@@ -6,20 +6,22 @@ for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 from django import db
 
 
-def ask(connection: Any, sql: str) -> list[tuple[Any, ...]]:
+def ask(
+    connection: Any, sql: str, parameters: Sequence[Any] | None = None
+) -> list[tuple[Any, ...]]:
     """The rows that ``sql`` gives on ``connection``, which is open.
 
     Raises ``django.db.Error`` as a query of the user's would.
     """
     with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
-        cursor.execute(sql)
+        _execute(cursor, sql, parameters)
         return list(cursor.fetchall())
 
 
@@ -46,3 +48,11 @@ def savepoint(connection: Any) -> Iterator[None]:
         raise
     finally:
         tell(connection, "RELEASE SAVEPOINT ormcache")
+
+
+def _execute(cursor: Any, sql: str, parameters: Sequence[Any] | None) -> None:
+    # SQLite does not take None, and without parameters % is no special sign.
+    if parameters is None:
+        cursor.execute(sql)
+    else:
+        cursor.execute(sql, parameters)

@@ -118,9 +118,13 @@ class Plan(NamedTuple):
     """The text, or None for a query of a known shape, which is not compiled yet."""
     params: tuple[Any, ...] = ()
     tables: tuple[str, ...] = ()
+    elsewhere: frozenset[str] = frozenset()
+    """Those of the tables that may be in another schema than the one that is searched first."""
+    key: str = ""
     registers: tuple[str, ...] = ()
     """What the answer depends on: the tables, and what they are connected with."""
-    key: str = ""
+    entry: str = ""
+    """The name of the entry: the key, for these registers."""
     reason: Reason | None = None
     detail: str = ""
     template: Template | None = None
@@ -155,25 +159,27 @@ def make_plan(
     context = (codec.FORMAT, route.context, state.path(compiler.connection), result_type)
     if shape is None:
         plan = _keyed(_compile(compiler, settings), compiler, context)
-        return _restrain(plan, state, route, settings)
+        return _restrain(plan, compiler.connection, state, route, settings)
     known = templates(settings)
     place = (context, shape.key)
     template = known.get(place)
     if template is not None:
         key = template.key(shape.values)
-        plan = Plan(None, (), template.tables, key=key, template=template)
-        return _restrain(plan, state, route, settings)
+        plan = Plan(None, (), template.tables, template.elsewhere, key, template=template)
+        return _restrain(plan, compiler.connection, state, route, settings)
     plan = _compile(compiler, settings)
     if place not in known:
         if plan.reason is None:
             template = make_template(shape, compiler, plan.sql or "", plan.tables, context)
+            if template is not None:
+                template.elsewhere = plan.elsewhere
         # If compiling has met new tables, the memo is another by now, and this is forgotten.
         known[place] = template
     if template is not None:
         plan = plan._replace(key=template.key(shape.values))
     else:
         plan = _keyed(plan, compiler, context)
-    return _restrain(plan, state, route, settings)
+    return _restrain(plan, compiler.connection, state, route, settings)
 
 
 def _compile(compiler: Any, settings: Settings) -> Plan:
@@ -182,8 +188,15 @@ def _compile(compiler: Any, settings: Settings) -> Plan:
     if not text:
         raise EmptyResultSet
     vendor = compiler.connection.vendor
-    names, reason, detail = tables.facts(text, recorded, handwritten, vendor, settings)
-    return Plan(text, params, names, reason=reason, detail=detail)
+    facts = tables.facts(text, recorded, handwritten, vendor, settings)
+    return Plan(
+        text,
+        params,
+        facts.tables,
+        facts.elsewhere,
+        reason=facts.reason,
+        detail=facts.detail,
+    )
 
 
 def _keyed(plan: Plan, compiler: Any, context: tuple[object, ...]) -> Plan:
@@ -201,14 +214,23 @@ def _keyed(plan: Plan, compiler: Any, context: tuple[object, ...]) -> Plan:
     return plan._replace(key=key)
 
 
-def _restrain(plan: Plan, state: ConnectionState, route: Route, settings: Settings) -> Plan:
+def depending(plan: Plan, connection: Any, state: ConnectionState, route: Route) -> Plan:
+    """``plan`` with what it depends on, as far as that is known."""
+    names = catalog.registers(connection, state, route, plan.tables, plan.elsewhere)
+    entry = plan.key if names is plan.tables else keys.under(plan.key, names)
+    return plan._replace(registers=names, entry=entry)
+
+
+def _restrain(
+    plan: Plan, connection: Any, state: ConnectionState, route: Route, settings: Settings
+) -> Plan:
     """Add what settings, the transaction and the cache's health say about the tables."""
     if plan.reason is not None:
         return plan
     if not policies.of(plan.tables, settings).enabled:
         return plan._replace(reason=Reason.MODEL_OFF)
-    names = catalog.registers(route.namespace, plan.tables, settings)
-    plan = plan._replace(registers=names)
+    plan = depending(plan, connection, state, route)
+    names = plan.registers
     dirty = state.dirty
     if dirty and (EVERYTHING in dirty or not dirty.isdisjoint(names)):
         return plan._replace(reason=Reason.WRITTEN_HERE)
@@ -343,7 +365,7 @@ def execute_sql(
         or behind
         or transactions.why_not_read(connection, state)
         or (Reason.SESSION if state.route(connection, settings) is not route else None)
-        or why_not_store(connection, state, route, plan, lookup.vector)[0]
+        or why_not_store(connection, state, route, plan, lookup.vector, has_run=True)[0]
         or _store(route, plan, lookup.vector, result_type, answer, settings)
     )
     _report(compiler, "miss", reason, plan)
@@ -427,7 +449,7 @@ def look_up(route: Route, plan: Plan) -> Lookup:
     store = route.store
     if store is None or not route.breaker.allows():
         return _UNREACHABLE
-    return _answered(route, lambda: store.read(route.namespace, plan.key, plan.registers))
+    return _answered(route, lambda: store.read(route.namespace, plan.entry, plan.registers))
 
 
 def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
@@ -438,7 +460,7 @@ def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
     store = route.store
     if store is None or not route.breaker.allows():
         return lambda: _UNREACHABLE
-    wait = store.start_read(route.namespace, plan.key, plan.registers)
+    wait = store.start_read(route.namespace, plan.entry, plan.registers)
     return lambda: _answered(route, wait)
 
 
@@ -466,13 +488,29 @@ def _run(original: _Original, compiler: Any, plan: Plan, result_type: str, chunk
 
 
 def why_not_store(
-    connection: Any, state: ConnectionState, route: Route, plan: Plan, vector: str
+    connection: Any,
+    state: ConnectionState,
+    route: Route,
+    plan: Plan,
+    vector: str,
+    *,
+    has_run: bool = False,
 ) -> tuple[Reason | None, str]:
     """What the database's catalog says against storing an answer, and of which names."""
     found = catalog.look(connection, state, route.namespace, vector)
     if found is None:
         return Reason.CATALOG_UNKNOWN, ""
-    return catalog.judge(found, route.namespace, plan.tables, plan.registers, current())
+    reason, detail = catalog.judge(found, plan.tables, current())
+    if reason is not None:
+        return reason, detail
+    if route.has_tenants:
+        if has_run and not catalog.was_read_from(connection, state, plan.registers):
+            return Reason.SESSION, ""
+        if not catalog.confirm(connection, state, route, plan.registers, vector):
+            return Reason.CATALOG_UNKNOWN, ""
+    # Who wrote to what has become known just now was not noticed.
+    is_known = plan.registers == depending(plan, connection, state, route).registers
+    return None if is_known else Reason.CATALOG_UNKNOWN, ""
 
 
 def _store(
@@ -501,7 +539,7 @@ def _store(
         return Reason.CACHE_UNREACHABLE
     try:
         timeout = policies.of(plan.tables, settings).timeout(route.timeout)
-        store.fill(route.namespace, plan.key, vector, payload, timeout)
+        store.fill(route.namespace, plan.entry, vector, payload, timeout)
     except CacheError:
         breaker.failed()
         return Reason.CACHE_UNREACHABLE

@@ -103,12 +103,14 @@ class _Column(NamedTuple):
 class Template:
     """What the first query of a shape left behind."""
 
-    __slots__ = ("compiled", "digest", "kept", "missed", "tables")
+    __slots__ = ("compiled", "digest", "elsewhere", "kept", "missed", "tables")
 
     def __init__(
         self, shape: Shape, compiler: Any, sql: str, names: tuple[str, ...], context: object
     ) -> None:
         self.tables = names
+        self.elsewhere: frozenset[str] = frozenset()
+        """See :class:`ormcache.tables.Facts`."""
         self.missed = False
         """Whether the last query of this shape was not in the cache."""
         self.compiled = tuple(getattr(compiler, name) for name in _COMPILED)

@@ -175,6 +175,8 @@ class Read(NamedTuple):
     """String literals, folded: 'now' is a function in disguise."""
     unclear: bool
     """Whether something was found that the rules for FROM do not cover."""
+    qualified: frozenset[str] = frozenset()
+    """Those of the references that were named with a schema."""
 
 
 _OPENS_FROM = frozenset({"from", "join", "straight_join", "table"})
@@ -248,6 +250,7 @@ class _Reader:
         self.bodies: dict[int, str] = {}
         self.visible: Counter[str] = Counter()
         self.references: set[str] = set()
+        self.qualified: set[str] = set()
         self.functions: set[str] = set()
         self.literals: set[str] = set()
         self.unclear = False
@@ -385,6 +388,8 @@ class _Reader:
             self.functions.add(self._qualified(name))
         elif not (is_local and self.visible[name] > 0):
             self.references.add(name)
+            if not is_local:
+                self.qualified.add(name)
 
     def _opens_from(self, keyword: str) -> bool:
         if keyword == "table":
@@ -409,6 +414,7 @@ def analyse_read(sql: str, vendor: str = "postgresql") -> Read:
         frozenset(reader.functions),
         frozenset(reader.literals),
         reader.unclear,
+        frozenset(reader.qualified),
     )
 
 
@@ -498,18 +504,29 @@ class Statement(NamedTuple):
     """The text of the statement, for :attr:`Kind.SEARCH_PATH`."""
     deletes: bool = True
     """Whether rows may vanish, so that the database's own cascades follow."""
+    own: str = ""
+    """The one target, if it is named without a schema and as PostgreSQL itself spells it."""
 
 
-_QUALIFIED = rf"(?:{NAME}\s*\.\s*)*(?P<target>{NAME})"
 _COLUMNS = rf"\(\s*{NAME}(?:\s*,\s*{NAME})*\s*\)"
+
+
+def _qualified(number: int) -> str:
+    return rf"(?P<schema{number}>(?:{NAME}\s*\.\s*)*)(?P<target{number}>{NAME})"
+
+
 _ONE_TARGET = re.compile(
     rf"""\s*(?:
-      (?P<verb>INSERT(?:\s+OR\s+\w+)?(?:\s+IGNORE)?|REPLACE)\s+INTO\s+{_QUALIFIED}\s*
+      (?P<verb>INSERT(?:\s+OR\s+\w+)?(?:\s+IGNORE)?|REPLACE)\s+INTO\s+{_qualified(1)}\s*
         (?:{_COLUMNS}\s*)?(?:OVERRIDING\s+\w+\s+VALUE\s+)?(?:DEFAULT\s+)?VALUES\b
-    | UPDATE\s+{_QUALIFIED.replace("target", "target2")}\s+SET\b
-    | DELETE\s+FROM\s+{_QUALIFIED.replace("target", "target3")}\s*(?:WHERE\b|\Z)
+    | UPDATE\s+{_qualified(2)}\s+SET\b
+    | DELETE\s+FROM\s+{_qualified(3)}\s*(?:WHERE\b|\Z)
     )""",
     re.VERBOSE | re.IGNORECASE,
+)
+# What Django sends for many rows at once: INSERT INTO t (a, b) SELECT * FROM UNNEST(…).
+_INSERT_SELECT = re.compile(
+    rf"\s*INSERT\s+INTO\s+{_qualified(1)}\s*{_COLUMNS}\s*SELECT\b", re.IGNORECASE
 )
 
 # ANALYZE and EXPLAIN ANALYZE execute what follows, on some databases.
@@ -589,14 +606,23 @@ def classify(sql: str, vendor: str = "postgresql") -> list[Statement]:
         # Quickly, without tokens: bulk inserts may be long.
         match = _ONE_TARGET.match(sql.rstrip("; \t\r\n"))
         if match is not None:
-            name = match["target"] or match["target2"] or match["target3"]
+            name = match["target1"] or match["target2"] or match["target3"]
+            schema = match["schema1"] or match["schema2"] or match["schema3"]
             # REPLACE removes the row in the way first.
             deletes = bool(match["target3"]) or "replace" in (match["verb"] or "").casefold()
-            return [Statement(Kind.WRITE, frozenset({fold(name)}), deletes=deletes)]
+            own = "" if schema else _own(name)
+            return [Statement(Kind.WRITE, frozenset({fold(name)}), deletes=deletes, own=own)]
     return [
         _classify_one(part, sql[part[0].at : part[-1].at + len(part[-1].text)], vendor)
         for part in _split(list(tokens(sql, vendor)))
     ]
+
+
+def _own(name: str) -> str:
+    """The folded name, if PostgreSQL spells it in this way, too."""
+    folded = fold(name)
+    spelt = name[1:-1] if name.startswith('"') else name.lower()
+    return folded if spelt == folded and folded.isascii() else ""
 
 
 def _split(stream: list[Token]) -> list[list[Token]]:
@@ -661,7 +687,9 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
         kind |= Kind.UNNAMED_WRITE
     if verb == "create" and _is_temporary(stream):
         kind |= Kind.TEMPORARY
-    return Statement(kind, _targets(stream), found)
+    match = _INSERT_SELECT.match(sql) if verb == "insert" else None
+    own = _own(match["target1"]) if match is not None and not match["schema1"] else ""
+    return Statement(kind, _targets(stream), found, own=own)
 
 
 def _changes_meanings(verb: str, stream: list[Token], found: frozenset[str]) -> bool:

@@ -32,6 +32,8 @@ class Facts(NamedTuple):
     tables: tuple[str, ...]
     reason: Reason | None
     detail: str = ""
+    elsewhere: frozenset[str] = frozenset()
+    """Those of the tables that may be in another schema than the one that is searched first."""
 
 
 # --- the recorder --------------------------------------------------------------------------
@@ -234,7 +236,8 @@ def _examine(
     unknown = read.references - tables - declared.keys()
     tables |= read.references & declared.keys()
     called = {name.rpartition(".")[2] for name in read.functions}
-    tables |= _dependencies(tables | called, declared)
+    dependencies = _dependencies(tables | called, declared)
+    tables |= dependencies
     known.add(tables)
     ordered = tuple(sorted(tables))
     if read.unclear:
@@ -251,7 +254,7 @@ def _examine(
     reason, detail = functions.judge(read.functions, read.literals, vendor, declared)
     if reason is Reason.RANDOM and settings.CACHE_RANDOM:
         reason, detail = None, ""
-    return Facts(ordered, reason, detail)
+    return Facts(ordered, reason, detail, read.qualified | dependencies)
 
 
 def _dependencies(names: Iterable[str], declared: Mapping[str, Iterable[str]]) -> set[str]:

@@ -34,7 +34,7 @@ from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
 from ormcache.leases import keeper
 from ormcache.questions import ask
 from ormcache.reasons import Reason
-from ormcache.routers import chosen, groups, health, pins, schemas
+from ormcache.routers import chosen, groups, health, pins, schemas, tenancy
 from ormcache.routers.namespaces import Route, basis, route
 from ormcache.routers.positions import Position
 from ormcache.signals import tables_invalidated
@@ -71,7 +71,7 @@ class ConnectionState:
 
     def __init__(self) -> None:
         self.dirty: set[str] = set()
-        """Tables written in the transaction that is open."""
+        """Registers of what was written in the transaction that is open."""
         self.manual = False
         """Whether a BEGIN was sent as SQL, which Django's flags do not show."""
         self.until_end: Reason | None = None
@@ -140,6 +140,28 @@ class ConnectionState:
         if self._route is None or now != self._basis:
             self._route, self._basis = route(connection, settings, text), now
         return self._route
+
+    def writes(self, connection: Any, names: frozenset[str], own: str) -> frozenset[str]:
+        """The registers of a statement that is executed now, see :mod:`~.routers.tenancy`.
+
+        Args:
+            connection: that of this state.
+            names: the tables that it writes.
+            own: that of them which it names without a schema.
+        """
+        if not own:
+            return names
+        path = schemas.searched(connection, self.overridden)
+        # A wrapper around the statement may move on to another schema.
+        if path is None or self.session is not None or connection.execute_wrappers:
+            return names
+        return tenancy.written(names, own, path)
+
+    def will_write(self, connection: Any, names: frozenset[str], own: str) -> frozenset[str]:
+        """As :meth:`writes`, of a statement that has no cursor yet."""
+        if not own or not schemas.is_of_tenants(connection):
+            return names
+        return tenancy.written(names, own, [connection.schema_name])
 
     def wrote(self, connection: Any, tables: Collection[str]) -> None:
         """The transaction that is open writes ``tables``."""
@@ -453,6 +475,13 @@ class Bracket:
     def _place(self) -> _Place:
         return self._route.cache_alias, self._route.namespace
 
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The tables behind the registers."""
+        if self._route.has_tenants:
+            return tenancy.tables_of(self._tables)
+        return tuple(self._tables)
+
     def start(self) -> bool:
         """Send the announcement without waiting for its answer, if all is well with the cache.
 
@@ -538,14 +567,14 @@ class Bracket:
         policy = self._route.on_failure
         if policy == "raise":
             raise CacheUnreachable(
-                f"The write to {', '.join(self._tables)} was refused because the cache "
+                f"The write to {', '.join(self._names)} was refused because the cache "
                 f"{self._route.cache_alias!r} could not be told of it: {error}. "
                 'ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
             ) from error
         if policy == "open":
             self._is_owed = True
             _debts.begin(self._place, self._tables)
-            counters.count_event(self._alias, self._tables, "unannounced")
+            counters.count_event(self._alias, self._names, "unannounced")
 
     def _finish(self) -> None:
         store, intent = self._route.store, self._intent
@@ -567,11 +596,10 @@ class Bracket:
         keeper.release(self._intent, finished=known)
         if known:
             self._finish()
-        counters.count_event(self._alias, self._tables, "invalidated")
+        names = self._names
+        counters.count_event(self._alias, names, "invalidated")
         if tables_invalidated.receivers:
-            tables_invalidated.send_robust(
-                sender=None, using=self._alias, tables=tuple(self._tables)
-            )
+            tables_invalidated.send_robust(sender=None, using=self._alias, tables=names)
 
 
 class Brackets:

@@ -7,7 +7,7 @@ SQL, the schema editor, ``flush``, ``loaddata``. What a text does is worked out 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from django import db
@@ -35,6 +35,9 @@ class Effect(NamedTuple):
     kind: Kind
     tables: frozenset[str]
     search_path: str = ""
+    own: str = ""
+    """The table, if any, that is written in the schema that is searched first; see
+    :mod:`ormcache.routers.tenancy`."""
 
 
 _ENDS = Kind.COMMIT | Kind.ROLLBACK
@@ -72,8 +75,9 @@ def _as_text(text: Any, cursor: Any) -> str:
 
 
 def _examine(text: str, vendor: str, settings: Settings) -> Effect:
-    kind, names, path = Kind.READ, set[str](), ""
-    for statement in sql.classify(text, vendor):
+    kind, names, path, own = Kind.READ, set[str](), "", ""
+    statements = sql.classify(text, vendor)
+    for statement in statements:
         does, found = _resolve(statement, text, vendor, settings)
         if found:
             names |= relations.written_with(
@@ -92,11 +96,22 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
                 does |= Kind.SESSION
         kind |= does
         path = statement.detail or path
+        if statement.own and len(statements) == 1 and vendor == "postgresql":
+            own = _only_there(statement.own, names, _passed_on(statement, settings))
     if kind & Kind.UNNAMED_WRITE or EVERYTHING in names:
         names = {EVERYTHING}
     if not kind:
         return _NOTHING
-    return Effect(kind, frozenset(names), path)
+    return Effect(kind, frozenset(names), path, own)
+
+
+def _only_there(own: str, names: Collection[str], writes: Mapping[str, Iterable[str]]) -> str:
+    """``own``, unless something else that changes with it may write a table of that name, too.
+
+    A trigger or a cascade may lead to another schema.
+    """
+    others = set(names) - {own}
+    return "" if others and own in relations.written_with(others, writes) else own
 
 
 def _resolve(
@@ -340,8 +355,9 @@ def saving(
 
     if using is None or not transactions.may_expect(connections[using]):
         return work()
+    connection: Any = connections[using]
     table = (cls or type(instance))._meta.db_table
-    return transactions.expecting(connections[using], _written(table, deletes=False), work)
+    return transactions.expecting(connection, _expected(connection, table, deletes=False), work)
 
 
 def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -350,24 +366,33 @@ def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwar
         return original(compiler, *args, **kwargs)
     return transactions.expecting(
         compiler.connection,
-        _written(
-            compiler.query.get_meta().db_table, deletes=isinstance(compiler, SQLDeleteCompiler)
+        _expected(
+            compiler.connection,
+            compiler.query.get_meta().db_table,
+            deletes=isinstance(compiler, SQLDeleteCompiler),
         ),
         lambda: original(compiler, *args, **kwargs),
     )
 
 
-_closures: Memo[tuple[str, bool], frozenset[str]] = Memo()
+_closures: Memo[tuple[str, bool], tuple[frozenset[str], str]] = Memo()
 
 
-def _written(db_table: str, *, deletes: bool) -> frozenset[str]:
-    """All tables that change with a write to ``db_table``."""
+def _expected(connection: Any, db_table: str, *, deletes: bool) -> frozenset[str]:
+    """The registers that will change with a write to ``db_table``, as it looks beforehand."""
+    names, own = _written(db_table, deletes=deletes)
+    return state_of(connection).will_write(connection, names, own)
+
+
+def _written(db_table: str, *, deletes: bool) -> tuple[frozenset[str], str]:
+    """All tables that change with a write to ``db_table``, and which one in its own schema."""
     settings = current()
     known = _closures.under(settings, tables.known.generation)
     found = known.get((db_table, deletes))
     if found is None:
-        table = {sql.table_name(db_table)}
-        found = frozenset(relations.written_with(table, settings.WRITES, deletes=deletes))
+        table = sql.table_name(db_table)
+        names = frozenset(relations.written_with({table}, settings.WRITES, deletes=deletes))
+        found = names, _only_there(table, names, settings.WRITES)
         known[db_table, deletes] = found
     return found
 
@@ -409,10 +434,11 @@ def _begin(connection: Any, state: ConnectionState, effect: Effect) -> _Bracket 
     if kind is not Kind.WRITE and not kind & _ANNOUNCED:
         return None
     was_open = in_transaction(connection, state)
+    registers = state.writes(connection, effect.tables, effect.own)
     if was_open or state.dirty:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
-        state.wrote(connection, effect.tables)
-    affected = state.dirty | effect.tables
+        state.wrote(connection, registers)
+    affected = state.dirty | registers
     if not affected or (was_open and not _is_seen_at_once(connection, state, effect)):
         return None
     return transactions.announce(connection, state, affected)

@@ -24,7 +24,7 @@ from django.core import mail
 from django.db import connections
 
 from ormcache.conf import DatabaseSettings, Inherited, Settings
-from ormcache.routers import chosen, schemas
+from ormcache.routers import chosen, schemas, tenancy
 from ormcache.routers.groups import primary_of
 from ormcache.stores import Breaker, Store, breaker_for, store_for
 
@@ -60,6 +60,8 @@ class Route:
     """The alias of the primary, if this one reads from another server than that."""
     max_lag: float | None = None
     """By how many seconds at most, if that is declared."""
+    has_tenants: bool = False
+    """Whether some alias of the same data is one of django-tenants."""
 
 
 def route(connection: Any, settings: Settings, chosen_text: str | None = None) -> Route:
@@ -96,6 +98,19 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
         context=(alias, _digest(_driver(connection), _software(connection), _session(connection))),
         lags_behind=primary.alias if lags else None,
         max_lag=database.MAX_LAG,
+        has_tenants=_has_tenants(connection, settings),
+    )
+
+
+def _has_tenants(connection: Any, settings: Settings) -> bool:
+    """Whether the tables of tenants have :mod:`registers of their own <.tenancy>`."""
+    return tenancy.is_configured() and (
+        schemas.is_of_tenants(connection)
+        or any(
+            schemas.is_of_tenants(connections[other])
+            and _is_same_data(connections[other], connection, settings)
+            for other in connections
+        )
     )
 
 

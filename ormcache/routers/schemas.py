@@ -51,6 +51,16 @@ def follows_attributes(connection: Any, overridden: Any) -> bool | None:
     )
 
 
+def searched(connection: Any, overridden: Any) -> Any:
+    """The schemas in which a statement that is executed now finds its tables, in their order.
+
+    Those that django-tenants has set, on whichever cursor; None where anything may have changed
+    them since, and for connections of other backends.
+    """
+    lately = connection.__dict__.get(_APPLIED)
+    return lately if lately and lately is not overridden else None
+
+
 def named(connection: Any) -> tuple[object, ...]:
     """The schemas that the attributes of ``connection`` name, and what else decides of them."""
     schema = getattr(connection, "schema_name", None)

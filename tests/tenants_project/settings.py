@@ -18,6 +18,12 @@ DATABASES: dict[str, dict[str, Any]] = {
         "OPTIONS": {"pool": True} if VARIANT == "pool" else {},
     },
 }
+# The same database without django-tenants, in the schema of one tenant.
+DATABASES["plain"] = {
+    **DATABASES["default"],
+    "ENGINE": "django.db.backends.postgresql",
+    "OPTIONS": {"options": "-c search_path=alpha,public"},
+}
 DATABASE_ROUTERS = ["django_tenants.routers.TenantSyncRouter"]
 CACHES = {
     "default": {
