@@ -22,7 +22,7 @@ from django.db.models import Model
 from ormcache import reads, replicas
 from ormcache.conf import current
 from ormcache.exceptions import SettingsError
-from ormcache.routers import groups, health, pins
+from ormcache.routers import groups, health, pins, schemas
 from ormcache.routers.namespaces import Route
 from ormcache.routers.pins import Pin, Scope
 from ormcache.routers.positions import Position, PositionUnknown
@@ -74,11 +74,11 @@ class ReplicaRouter:
             pin, first = None, others[next(self._turns) % len(others)]
         else:
             pin, first = scope.pins.get(self.primary), self._first(others, scope)
-        schema = connection.__dict__.get("schema_name")
-        if pin is None and schema is None and first in health.well and not reads.is_guarded():
+        has_tenants = "schema_name" in connection.__dict__
+        if pin is None and not has_tenants and first in health.well and not reads.is_guarded():
             # As it is nearly always.
             return first
-        return self._reader(others, first, schema, pin, scope)
+        return self._reader(others, first, pin, scope)
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
         """The primary; None if the model or the instance lives elsewhere."""
@@ -132,30 +132,18 @@ class ReplicaRouter:
             scope.chosen[self.primary] = alias
 
     def _reader(
-        self,
-        others: tuple[str, ...],
-        first: str,
-        schema: object,
-        pin: Pin | None,
-        scope: Scope | None,
+        self, others: tuple[str, ...], first: str, pin: Pin | None, scope: Scope | None
     ) -> str:
-        """The first that may be read.
-
-        Args:
-            others: the replicas.
-            first: the one to begin with.
-            schema: of the tenant to which the primary's connection is set; None without tenants.
-            pin: the last write of this context.
-            scope: that of the context.
-        """
+        """The first that may be read, beginning with ``first``; else the primary."""
         if not self._has_hooks:
             self._check_hooks()
         number = others.index(first)
         for alias in others[number:] + others[:number]:
-            has_schema = schema is None or schema == getattr(
-                connections[alias], "schema_name", None
-            )
-            if has_schema and _answers(alias) and (pin is None or _shows(alias, pin)):
+            if (
+                _is_set_to_the_same_tenant(alias, self.primary)
+                and _answers(alias)
+                and (pin is None or _shows(alias, pin))
+            ):
                 self._choose(alias, scope)
                 return alias
         return self.primary
@@ -166,6 +154,10 @@ class ReplicaRouter:
                 'ReplicaRouter sees no writes: add "ormcache" to INSTALLED_APPS.'
             )
         self._has_hooks = True
+
+
+def _is_set_to_the_same_tenant(one: str, other: str) -> bool:
+    return schemas.named(connections[one]) == schemas.named(connections[other])
 
 
 # --- health --------------------------------------------------------------------------------

@@ -272,9 +272,11 @@ def holds_reads(connection: Any, state: ConnectionState) -> bool:
     Its transaction has written, holds locks, reads from a snapshot or has failed; or its session
     was altered, and nobody knows whether those of the replicas were.
     """
-    if state.dirty or connection.needs_rollback or state.migrating:
+    if state.dirty or connection.needs_rollback or state.migrating or state.session is not None:
         return True
-    if state.session is not None or state.search_path or state.path_in_doubt:
+    if (state.search_path or state.path_in_doubt) and not (
+        schemas.is_of_tenants(connection) and state.is_path_known(connection)
+    ):
         return True
     if not in_transaction(connection, state):
         return False

@@ -15,6 +15,7 @@ from ormcache import catalog, conf, transactions
 from ormcache.catalog import Catalog
 from ormcache.reasons import Reason
 from ormcache.stores import Breaker
+from ormcache.transactions import state_of
 from tests.backdoor import execute as outside
 from tests.interleaving import route_of, session
 from tests.marks import needs, on_caches, on_databases, on_pairs
@@ -562,9 +563,10 @@ def test_more_children_than_are_asked_for_are_a_reason(
         # Who promises that they are written through the parent only, needs no more registers.
         allow(settings, DEPENDS_ON={"tests_tag": []})
         cached.warm(tags)
-        assert catalog.registers(route_of(using).namespace, ("tests_tag",), conf.current()) == (
-            "tests_tag",
-        )
+        connection = connections[using]
+        assert catalog.registers(
+            connection, state_of(connection), route_of(using), ("tests_tag",), frozenset()
+        ) == ("tests_tag",)
 
 
 # --- asking ------------------------------------------------------------------------------------
@@ -777,4 +779,4 @@ def test_names_are_compared_as_everywhere() -> None:
 def test_a_database_of_plain_tables_needs_nothing_more() -> None:
     found = catalog._read([])
     assert isinstance(found, Catalog)
-    assert catalog.judge(found, "x", ("a",), ("a",), conf.current()) == (None, "")
+    assert catalog.judge(found, ("a",), conf.current()) == (None, "")
