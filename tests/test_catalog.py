@@ -11,7 +11,7 @@ from django.db import DataError, connections, models, transaction
 from django.test.utils import isolate_apps
 
 import ormcache
-from ormcache import catalog, conf, transactions
+from ormcache import catalog, conf, sessions
 from ormcache.catalog import Catalog
 from ormcache.reasons import Reason
 from ormcache.stores import Breaker
@@ -391,7 +391,7 @@ def test_a_session_of_a_pool_that_has_another_role_never_leaks(
         finally:
             connection.close()
             connection.close_pool()
-            transactions._shared_sessions.discard(using)
+            sessions._altered.pop(using, None)
     assert tags() == ["a", "b"]
 
 

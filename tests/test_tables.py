@@ -207,12 +207,12 @@ def test_unmanaged_model_is_cached_with_the_tables_that_it_depends_on() -> None:
     facts = facts_of(
         AuthorBooks.objects.all(), DEPENDS_ON={"Tests_Author_Books": ["tests_book", "Other"]}
     )
-    assert facts == (("other", "tests_author_books", "tests_book"), None, "")
+    assert facts[:3] == (("other", "tests_author_books", "tests_book"), None, "")
 
 
 def test_unmanaged_model_that_depends_on_nothing_is_a_plain_table() -> None:
     facts = facts_of(AuthorBooks.objects.all(), DEPENDS_ON={"tests_author_books": []})
-    assert facts == (("tests_author_books",), None, "")
+    assert facts[:3] == (("tests_author_books",), None, "")
 
 
 @pytest.mark.parametrize("label", ["tests.AuthorBooks", "tests.*"])
@@ -297,12 +297,12 @@ def test_declared_view_in_a_fragment_is_read_with_its_tables() -> None:
     facts = facts_of(
         with_raw("(SELECT MAX(a) FROM some_view)"), DEPENDS_ON={"some_view": ["elsewhere"]}
     )
-    assert facts == (("elsewhere", "some_view", "tests_book"), None, "")
+    assert facts[:3] == (("elsewhere", "some_view", "tests_book"), None, "")
 
 
 def test_declared_function_is_read_with_its_tables() -> None:
     facts = facts_of(with_raw("myschema.best_of(3)"), DEPENDS_ON={"best_of": ["tests_tag"]})
-    assert facts == (("tests_book", "tests_tag"), None, "")
+    assert facts[:3] == (("tests_book", "tests_tag"), None, "")
 
 
 @pytest.mark.parametrize(

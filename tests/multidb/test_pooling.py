@@ -890,7 +890,7 @@ def test_threads_that_leave_search_paths_behind_never_read_from_another_schema(
         for thread in [Background(wander, seed) for seed in range(4)]:
             thread.result()
     assert wrong == []
-    assert cached.outcomes.count("hit") > 50
+    assert cached.outcomes.count("hit") > 10
 
 
 @on_each_way
@@ -902,7 +902,7 @@ def test_threads_whose_sessions_change_never_read_less_than_what_was_committed_b
         found = hammer(3, server.sessions)
     assert found.stale == []
     assert found.broken == 0
-    assert cached.outcomes.count("hit") > 50
+    assert cached.outcomes.count("hit") > 10
 
 
 @on_each_way
@@ -967,7 +967,7 @@ def test_tasks_whose_sessions_change_never_read_less_than_what_was_committed_bef
         tasks = Hammer(USING, seconds=0.1)
         asyncio.run(everybody())
     assert tasks.stale == []
-    assert cached.outcomes.count("hit") > 50
+    assert cached.outcomes.count("hit") > 10
 
 
 # --- connections that are kept (CONN_MAX_AGE) --------------------------------------------------

@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 import ormcache
-from ormcache import transactions
+from ormcache import sessions
 from tests.tenants_project import world
 from tests.watching import Watch, wait_for_quarantine
 
@@ -38,7 +38,7 @@ def cached() -> Iterator[Watch]:
     connection.set_schema_to_public()
     world.empty()
     # Sessions that a former test altered and gave back to the pool.
-    transactions._shared_sessions.clear()
+    sessions._altered.clear()
     ormcache.flush()
     wait_for_quarantine("default")
     with Watch() as watch:
