@@ -339,9 +339,10 @@ def test_entries_under_other_registers_are_not_mixed_up(cached: Watch, delta: No
 
 def test_a_statement_that_was_prepared_is_not_certain(cached: Watch, delta: None) -> None:
     """It goes on meaning the table that it meant at first."""
-    usual = connection.settings_dict["OPTIONS"]
-    connection.close()
-    connection.settings_dict["OPTIONS"] = {**usual, "prepare_threshold": 0}
+    connection.ensure_connection()
+    # Not by OPTIONS: a pool that is there already goes on with its own.
+    driver = connection.connection
+    driver.prepare_threshold = 0
     try:
         add("alpha", "a")
         assert in_alpha() == ["a"]
@@ -350,8 +351,7 @@ def test_a_statement_that_was_prepared_is_not_certain(cached: Watch, delta: None
         add("beta", "b")
         assert cached.miss(in_alpha) == ["a"]
     finally:
-        connection.close()
-        connection.settings_dict["OPTIONS"] = usual
+        driver.prepare_threshold = None
         catalog._places.clear()
 
 
