@@ -12,7 +12,6 @@ from django.core.management import call_command
 from django.db import connection, connections
 
 import ormcache
-from ormcache import sessions
 from tests.tenants_project import world
 from tests.watching import Watch, wait_for_quarantine
 
@@ -35,10 +34,11 @@ def _site(django_db_blocker: Any) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def cached() -> Iterator[Watch]:
     """ormcache at work in the public schema, with nothing in the tables or the cache."""
+    # A pool would give out the sessions that a former test has altered.
+    connection.close()
+    connection.close_pool()
     connection.set_schema_to_public()
     world.empty()
-    # Sessions that a former test altered and gave back to the pool.
-    sessions._altered.clear()
     ormcache.flush()
     wait_for_quarantine("default")
     with Watch() as watch:
