@@ -165,7 +165,12 @@ def test_the_command_prints_what_the_page_shows(cached: Watch, using: str) -> No
 @on_postgresql
 @pytest.mark.parametrize("table", ["shop_book", "*"])
 def test_bump(run: Any, cached: Watch, titles: Callable[[], Any], using: str, table: str) -> None:
-    cached.warm(titles)
+    deadline = time.monotonic() + 20
+    # Another test may have asked for a longer lease in this namespace.
+    while cached.call(titles)[1] == ["quarantine"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    cached.hit(titles)
     backdoor.execute(using, "UPDATE shop_book SET title = 'new'")
     assert cached.hit(titles) == ["old"]
     end(run("./bump.sh", "some_other_table"))
