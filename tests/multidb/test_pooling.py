@@ -890,7 +890,7 @@ def test_threads_that_leave_search_paths_behind_never_read_from_another_schema(
         for thread in [Background(wander, seed) for seed in range(4)]:
             thread.result()
     assert wrong == []
-    assert cached.outcomes.count("hit") > 10
+    assert cached.outcomes.count("hit") > 50
 
 
 @on_each_way
@@ -902,7 +902,7 @@ def test_threads_whose_sessions_change_never_read_less_than_what_was_committed_b
         found = hammer(3, server.sessions)
     assert found.stale == []
     assert found.broken == 0
-    assert cached.outcomes.count("hit") > 10
+    assert cached.outcomes.count("hit") > 50
 
 
 @on_each_way
@@ -964,10 +964,10 @@ def test_tasks_whose_sessions_change_never_read_less_than_what_was_committed_bef
         )
 
     with way(3):
-        tasks = Hammer(USING, seconds=0.1)
+        tasks = Hammer(USING, seconds=2)
         asyncio.run(everybody())
     assert tasks.stale == []
-    assert cached.outcomes.count("hit") > 10
+    assert cached.outcomes.count("hit") > 50
 
 
 # --- connections that are kept (CONN_MAX_AGE) --------------------------------------------------
