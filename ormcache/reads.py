@@ -170,7 +170,9 @@ def make_plan(
     plan = _compile(compiler, settings)
     if place not in known:
         if plan.reason is None:
-            template = make_template(shape, compiler, plan.sql or "", plan.tables, context)
+            template = make_template(
+                shape, compiler, plan.sql or "", plan.params, plan.tables, context
+            )
             if template is not None:
                 template.elsewhere = plan.elsewhere
         # If compiling has met new tables, the memo is another by now, and this is forgotten.
@@ -432,6 +434,9 @@ def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
     """
     if plan.sql is not None or plan.template is None:
         return plan
+    known = plan.template.compile(compiler)
+    if known is not None:
+        return plan._replace(sql=known[0], params=known[1])
     compiled = _compile(compiler, settings)
     reason = compiled.reason
     if compiled.tables != plan.template.tables and reason is None:

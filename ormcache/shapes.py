@@ -13,6 +13,9 @@ will do) has no shape and is compiled.
 Fields, lookups and expressions of a project's own may look at anything while they are compiled:
 the language, the tenant. Which of them take part shows when the first query of a shape is
 compiled. If there are any, it leaves no template, and neither will the others.
+
+A template also keeps the text of the first query, without its conditions and its limits. Where
+that can be told apart beyond doubt, a miss compiles the conditions and nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Count, IntegerField, Value
 from django.db.models.expressions import Col, OrderBy, Ref, Star
@@ -100,19 +104,88 @@ class _Column(NamedTuple):
     name: str
 
 
+class Text(NamedTuple):
+    """A compiled query without its conditions and its limits."""
+
+    head: str
+    """What is selected from where."""
+    params: tuple[Any, ...]
+    """The parameters in that: none, or the 1 of exists()."""
+    has_conditions: bool
+    tail: str
+    """How it is grouped and ordered."""
+
+    def compile(self, compiler: Any) -> tuple[str, tuple[Any, ...]] | None:
+        """What ``compiler.as_sql()`` would return, for another query of the same shape.
+
+        None if the values take the conditions away, or leave no row: Django knows what to do.
+        """
+        conditions = _conditions(compiler)
+        if conditions is None or bool(conditions[0]) != self.has_conditions:
+            return None
+        where, params = conditions
+        text = f"{self.head}{where}{self.tail}{_limits(compiler)}"
+        return text, (*self.params, *params)
+
+
+def _conditions(compiler: Any) -> tuple[str, tuple[Any, ...]] | None:
+    """The WHERE clause, which may be "", or None if no row can meet it."""
+    try:
+        where, params = compiler.compile(compiler.query.where)
+    except FullResultSet:
+        return "", ()
+    except EmptyResultSet:
+        return None
+    return (f" WHERE {where}" if where else ""), tuple(params)
+
+
+def _limits(compiler: Any) -> str:
+    query = compiler.query
+    if not query.is_sliced:
+        return ""
+    return f" {compiler.connection.ops.limit_offset_sql(query.low_mark, query.high_mark)}"
+
+
+def _taken_apart(compiler: Any, sql: str, params: tuple[Any, ...]) -> Text | None:
+    """The text of a compiled query; None if its parts cannot be told apart beyond doubt."""
+    conditions = _conditions(compiler)
+    limits = _limits(compiler)
+    if conditions is None or not sql.endswith(limits):
+        return None
+    where, own = conditions
+    before = params[: len(params) - len(own)]
+    text = sql.removesuffix(limits)
+    head, tail = text, ""
+    if where:
+        if text.count(where) != 1:
+            return None
+        head, tail = text.split(where)
+    has_its_own = tail.count("%") == 0 and head.count("%") == len(before)
+    is_known = (*before, *own) == params and all(isinstance(value, int) for value in before)
+    return Text(head, before, bool(where), tail) if has_its_own and is_known else None
+
+
 class Template:
     """What the first query of a shape left behind."""
 
-    __slots__ = ("compiled", "digest", "elsewhere", "kept", "missed", "tables")
+    __slots__ = ("compiled", "digest", "elsewhere", "kept", "missed", "tables", "text")
 
     def __init__(
-        self, shape: Shape, compiler: Any, sql: str, names: tuple[str, ...], context: object
+        self,
+        shape: Shape,
+        compiler: Any,
+        sql: str,
+        params: tuple[Any, ...],
+        names: tuple[str, ...],
+        context: object,
     ) -> None:
         self.tables = names
         self.elsewhere: frozenset[str] = frozenset()
         """See :class:`ormcache.tables.Facts`."""
         self.missed = False
         """Whether the last query of this shape was not in the cache."""
+        self.text = _taken_apart(compiler, sql, params)
+        """None if misses are compiled as a whole."""
         self.compiled = tuple(getattr(compiler, name) for name in _COMPILED)
         # Fields are told apart by id(): they must not be collected while the shape is known.
         self.kept = tuple(_fields(compiler.query))
@@ -132,6 +205,13 @@ class Template:
         digest.update(repr(values).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
+    def compile(self, compiler: Any) -> tuple[str, tuple[Any, ...]] | None:
+        """What ``compiler.as_sql()`` would return and work out; None if only that can tell."""
+        compiled = None if self.text is None else self.text.compile(compiler)
+        if compiled is not None:
+            self.restore(compiler)
+        return compiled
+
     def restore(self, compiler: Any) -> None:
         """Give ``compiler`` what ``as_sql()`` would have worked out."""
         for name, value in zip(_COMPILED, self.compiled, strict=True):
@@ -139,7 +219,12 @@ class Template:
 
 
 def make_template(
-    shape: Shape, compiler: Any, sql: str, names: tuple[str, ...], context: object
+    shape: Shape,
+    compiler: Any,
+    sql: str,
+    params: tuple[Any, ...],
+    names: tuple[str, ...],
+    context: object,
 ) -> Template | None:
     """The template that a compiled query leaves for others of its shape.
 
@@ -147,6 +232,7 @@ def make_template(
         shape: what :func:`shape_of` returned before the query was compiled.
         compiler: the compiler, which has compiled it.
         sql: the text.
+        params: its parameters.
         names: its tables.
         context: what the answer depends on besides; strings, numbers and tuples of them.
 
@@ -161,7 +247,7 @@ def make_template(
         and all(_compares_plainly(lookup) for lookup in query.where.leaves())
         and _orders_plainly(compiler)
     ):
-        return Template(shape, compiler, sql, names, context)
+        return Template(shape, compiler, sql, params, names, context)
     return None
 
 

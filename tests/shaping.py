@@ -26,9 +26,20 @@ class Compiled(NamedTuple):
     tables: frozenset[str]
     state: Any
     """What the compiler leaves for those who read the rows."""
-    leaves_template: bool
-    """Whether others of its shape are looked up by it."""
+    template: shapes.Template | None
+    """By which others of its shape are looked up."""
     compiler: Any
+    untouched: Any
+    """Another compiler, which has not compiled it."""
+
+    def by(self, template: shapes.Template) -> tuple[str, str] | None:
+        """The text and the parameters that ``template`` tells, as :attr:`params` has them."""
+        known = template.compile(self.untouched)
+        return known and (known[0], repr(exact(list(known[1]))))
+
+    @property
+    def leaves_template(self) -> bool:
+        return self.template is not None
 
     @property
     def values(self) -> str:
@@ -51,21 +62,26 @@ def compiling(question: Callable[[], Any]) -> list[Compiled]:
 
 def compiled(compiler: Any) -> Compiled:
     shape = shapes.shape_of(compiler)
+    untouched = compiler.query.chain().get_compiler(
+        connection=compiler.connection, elide_empty=compiler.elide_empty
+    )
+    untouched.using = compiler.using
     try:
         sql, params, names, _ = tables.compile_query(compiler)
     except EmptyResultSet:
-        return Compiled(shape, None, None, frozenset(), None, False, compiler)
+        return Compiled(shape, None, None, frozenset(), None, None, compiler, untouched)
     state = _state(compiler)
     # As ormcache does it: after the query was compiled.
-    template = shape and shapes.make_template(shape, compiler, sql, tuple(names), ())
+    template = shape and shapes.make_template(shape, compiler, sql, params, tuple(names), ())
     return Compiled(
         shape,
         sql,
         repr(exact(list(params))),
         frozenset(names),
         state,
-        template is not None,
+        template,
         compiler,
+        untouched,
     )
 
 

@@ -78,7 +78,7 @@ def key_of(rows: models.QuerySet[Any], first: models.QuerySet[Any] | None = None
     compiler = (rows if first is None else first).query.chain().get_compiler(rows.db)
     shape = shapes.shape_of(compiler)
     assert own is not None and shape is not None and own.key == shape.key
-    template = shapes.make_template(shape, compiler, compiler.as_sql()[0], (), ())
+    template = shapes.make_template(shape, compiler, *compiler.as_sql(), (), ())
     assert template is not None
     return template.key(own.values)
 
@@ -93,6 +93,8 @@ class Comparison:
         self.of_shape: dict[Any, Compiled] = {}
         self.of_values: dict[Any, Compiled] = {}
         self.met_again = 0
+        self.by_template = 0
+        self.as_a_whole = 0
 
     def add(self, query: Compiled) -> None:
         if query.shape is None:
@@ -101,6 +103,11 @@ class Comparison:
         if query.leaves_template:
             first = self.of_shape.setdefault(place, query)
             assert (first.tables, first.state) == (query.tables, query.state)
+            assert first.template is not None
+            known = query.by(first.template)
+            self.by_template += known is not None
+            self.as_a_whole += known is None
+            assert known in (None, (query.sql, query.params))
         twin = self.of_values.setdefault((place, query.values), query)
         if twin is query:
             return
@@ -134,6 +141,7 @@ def test_equal_shapes_and_values_have_equal_sql_and_interchangeable_results(
                 for query in compiling(lambda rows=rows, way=way: way(rows)):
                     comparison.add(query)
     assert comparison.met_again > 100
+    assert comparison.by_template > 20 * comparison.as_a_whole
 
 
 @pytest.mark.django_db
@@ -1096,6 +1104,8 @@ def test_an_answer_from_other_tables_than_the_templates_is_not_stored(
     list(rows.all())
     (template,) = memo().values()
     template.tables = ("tests_author",)
+    # So that it is compiled as a whole.
+    template.text = None
     rows = Book.objects.filter(title="b")
     for _ in range(2):
         with cached.expect("miss"):
