@@ -336,7 +336,7 @@ def why_not_store(connection: Any, state: ConnectionState, path: str) -> Reason 
     reason = why_not_read(connection, state)
     if reason is None and state.path(connection) != path:
         return Reason.SESSION
-    if reason is None and sessions.are_shared(connection) and in_transaction(connection, state):
+    if reason is None and in_transaction(connection, state) and sessions.are_shared(connection):
         return _isolation_of_transaction(connection, state)
     return reason
 

@@ -26,7 +26,9 @@ _memo: Memo[str, Chooser | None] = Memo()
 
 def is_configured(settings: Settings) -> bool:
     """Whether the namespace of any alias may change while its connection lives."""
-    return settings.NAMESPACE is not None or any(
+    if settings.NAMESPACE is not None or not settings.DATABASES:
+        return settings.NAMESPACE is not None
+    return any(
         database.NAMESPACE not in (None, Inherited.INHERITED)
         for database in settings.DATABASES.values()
     )

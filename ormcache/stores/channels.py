@@ -7,6 +7,7 @@ for has to stay with its socket.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import importlib
@@ -25,8 +26,9 @@ FLAGS = b"#!lua flags=allow-oom\n"
 _PENDING_LIMIT = 64
 _UNSENT_LIMIT = 16 * 1024
 """Bytes up to which a command that nobody waits for may stay behind."""
-_FLUSH_SECONDS = 0.02
-"""After so long it is sent all the same."""
+_FLUSH_SECONDS = 0.002
+"""After so long it is sent all the same: until then other processes find the tables of a commit
+that is over announced, and ask the database."""
 _T = TypeVar("_T")
 
 
@@ -338,6 +340,8 @@ class _Flusher:
     def __init__(self) -> None:
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
+        # A command of manage.py may end right after its last write.
+        atexit.register(self._flush_due)
 
     def _reset(self) -> None:
         self._due: set[Channels] = set()
@@ -379,7 +383,12 @@ class _Flusher:
             # Locked before it looks: whoever comes later wakes it once more.
             self._asleep.acquire()
             time.sleep(_FLUSH_SECONDS)
-            while self._due:
+            self._flush_due()
+
+    def _flush_due(self) -> None:
+        while self._due:
+            # At the end of the process there may be two who do this.
+            with contextlib.suppress(KeyError):
                 self._due.pop().flush()
 
 

@@ -188,29 +188,24 @@ class RedisStore(Store):
     # --- writing ---------------------------------------------------------------------------
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        self._channels.run(self._change, True, "arm", namespace, intent, tuple(tables))
+        self._channels.run(self._call, "arm", namespace, intent, tuple(tables))
 
     def start_arm(self, namespace: str, intent: str, tables: Sequence[str]) -> Callable[[], None]:
         names = tuple(tables)
         return self._channels.start(self._command, "arm", namespace, intent, names)
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        self._channels.run(self._change, False, "finish", namespace, intent, tuple(tables))
+        if self._channels.run(self._post, "finish", namespace, intent, tuple(tables)):
+            self._channels.flush_soon()
 
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
-        self._channels.run(self._change, True, "finish", namespace, "", tuple(tables))
+        self._channels.run(self._call, "finish", namespace, "", tuple(tables))
 
-    def _change(
-        self,
-        channel: Channel,
-        wait: bool,
-        script: str,
-        namespace: str,
-        intent: str,
-        tables: tuple[str, ...],
-    ) -> None:
-        command = self._command(channel, script, namespace, intent, tables)
-        (channel.call if wait else channel.send)(command)
+    def _call(self, channel: Channel, *change: Any) -> None:
+        channel.call(self._command(channel, *change))
+
+    def _post(self, channel: Channel, *change: Any) -> bool:
+        return channel.send_later(self._command(channel, *change))
 
     def _command(
         self,
