@@ -46,6 +46,8 @@ class Hammer:
         self.keys = make_rows(using) if keys is None else keys
         self.floors = [0] * ROWS if floors is None else floors
         self._lock = lock or threading.Lock()
+        self.may_be_refused = False
+        """Whether the cache may go away, so that a write is refused."""
         self.stale: list[Stale] = []
         self.done = 0
 
@@ -62,9 +64,15 @@ class Hammer:
     def write_once(self, chance: random.Random, seed: int) -> None:
         from django.db import OperationalError
 
+        from ormcache.exceptions import CacheUnreachable
+
         how = chance.choice([self._raise_contested, self._raise_own, self._write_in_vain])
         try:
             how(chance, seed)
+        except CacheUnreachable:
+            # Nothing was written, as the policy "raise" has it.
+            if not self.may_be_refused:
+                raise
         except OperationalError as error:
             # SQLite has one writer at a time, and waits for it only so long.
             if "locked" not in str(error):

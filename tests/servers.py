@@ -213,7 +213,7 @@ class Server:
 class PostgreSQLServer(Server):
     name = "PostgreSQL"
     package = "postgresql"
-    programs = ("initdb", "postgres", "pg_isready")
+    programs: ClassVar[tuple[str, ...]] = ("initdb", "postgres", "pg_isready")
 
     # "Immediate shutdown": the files are thrown away, but shared memory is given back.
     stop_signal = signal.SIGQUIT
@@ -277,7 +277,7 @@ class PostgreSQLReplica(PostgreSQLServer):
     """
 
     name = "PostgreSQL replica"
-    programs = ("pg_basebackup", "psql", *PostgreSQLServer.programs)
+    programs: ClassVar[tuple[str, ...]] = ("pg_basebackup", "psql", *PostgreSQLServer.programs)
 
     def __init__(self, primary: PostgreSQLServer) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ class PgBouncerServer(Server):
 
     name = "PgBouncer"
     package = "pgbouncer"
-    programs = ("pgbouncer",)
+    programs: ClassVar[tuple[str, ...]] = ("pgbouncer",)
 
     # It would wait for its clients to go.
     stop_signal = signal.SIGKILL
@@ -378,7 +378,7 @@ class PgBouncerServer(Server):
 class MariaDBServer(Server):
     name = "MariaDB"
     package = "mariadb-server"
-    programs = ("mariadb-install-db", "mariadbd")
+    programs: ClassVar[tuple[str, ...]] = ("mariadb-install-db", "mariadbd")
 
     # An orderly end would only save what is thrown away.
     stop_signal = signal.SIGKILL
@@ -452,7 +452,7 @@ class MariaDBReplica(MariaDBServer):
     """
 
     name = "MariaDB replica"
-    programs = ("mariadb", *MariaDBServer.programs)
+    programs: ClassVar[tuple[str, ...]] = ("mariadb", *MariaDBServer.programs)
 
     def __init__(self, primary: MariaDBServer) -> None:
         assert primary.server_id is not None
@@ -511,7 +511,7 @@ class RedisServer(Server):
 
     name = "Redis"
     package = "redis-server"
-    programs = ("redis-server",)
+    programs: ClassVar[tuple[str, ...]] = ("redis-server",)
 
     def __init__(
         self,
@@ -573,7 +573,7 @@ class RedisServer(Server):
 class MemcachedServer(Server):
     name = "Memcached"
     package = "memcached"
-    programs = ("memcached",)
+    programs: ClassVar[tuple[str, ...]] = ("memcached",)
 
     def __init__(self, *, arguments: Sequence[str] = ()) -> None:
         super().__init__()

@@ -1,8 +1,10 @@
 """Each check has a setting that triggers it and says what to do; a good setting is silent."""
 
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,7 +213,8 @@ WEAK = {
     "memcached": MEMCACHED,
     "files": {
         "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
-        "LOCATION": "/nowhere",
+        # A check may make the folder.
+        "LOCATION": str(Path(tempfile.gettempdir(), "ormcache-tests-nowhere")),
     },
     "database": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "table"},
     "shards": {

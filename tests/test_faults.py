@@ -425,6 +425,7 @@ def test_under_eviction_and_vandalism_no_reader_sees_less_than_was_committed(
 
     wait_for_quarantine(shop.using)
     hammer = Hammer(shop.using, seconds=2)
+    hammer.may_be_refused = True
     vandal = Background(vandalise)
     threads = [Background(hammer.write, seed) for seed in range(2)]
     threads += [Background(hammer.read, seed) for seed in range(3)]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -365,8 +366,8 @@ def test_a_write_to_three_aliases_is_announced_by_as_many_commands_as_to_one(
 
 
 @on_databases("default", transaction=True)
-def test_djangos_word_for_a_replica_is_enough(cached: Watch, settings: Any) -> None:
-    with alias_of("default", "copy", NAME="/nowhere/copy", TEST={"MIRROR": "default"}):
+def test_djangos_word_for_a_replica_is_enough(cached: Watch, tmp_path: Path) -> None:
+    with alias_of("default", "copy", NAME=tmp_path / "copy", TEST={"MIRROR": "default"}):
         assert route_of("copy").namespace == route_of("default").namespace
         assert route_of("copy").lags_behind == "default"
 
