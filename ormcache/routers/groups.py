@@ -16,9 +16,9 @@ from django.db import connections
 
 from ormcache.conf import Settings
 from ormcache.exceptions import SettingsError
-from ormcache.memo import Memo
 
-_memo: Memo[str, Mapping[str, str]] = Memo()
+# Two Memos, written out: one is asked at every read and write, the other before it.
+_primaries: tuple[Settings | None, tuple[str, ...], Mapping[str, str]] = (None, (), {})
 _replicas: tuple[Settings | None, tuple[str, ...], dict[str, tuple[str, ...]]] = (None, (), {})
 
 
@@ -39,17 +39,20 @@ def primaries(settings: Settings) -> Mapping[str, str]:
         SettingsError: a primary is no alias, or aliases are replicas of each other; the check
             ormcache.E012 tells the same at start.
     """
+    global _primaries
+    known_settings, known_aliases, known = _primaries
     # Tests add aliases while the process runs.
-    known = _memo.under(settings, tuple(connections))
-    if not known:
-        known["primaries"] = MappingProxyType(
+    aliases = tuple(connections.settings)
+    if settings is not known_settings or aliases != known_aliases:
+        known = MappingProxyType(
             {
                 alias: _primary(alias, settings)
-                for alias in connections
+                for alias in aliases
                 if declared_primary(alias, settings) is not None
             }
         )
-    return known["primaries"]
+        _primaries = (settings, aliases, known)
+    return known
 
 
 def _primary(alias: str, settings: Settings) -> str:
@@ -79,7 +82,6 @@ def primary_of(alias: str, settings: Settings) -> str:
 def replicas_of(primary: str, settings: Settings) -> tuple[str, ...]:
     """The replicas of ``primary``, in the order of ``DATABASES``. Raises as :func:`primaries`."""
     global _replicas
-    # A Memo, written out: the router asks before each query.
     known_settings, known_aliases, known = _replicas
     aliases = tuple(connections.settings)
     if settings is not known_settings or aliases != known_aliases:
