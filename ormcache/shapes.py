@@ -7,8 +7,8 @@ looked up by its shape and its values; only a miss is compiled.
 
 A shape holds all that Django's compiler looks at, for the kinds of queries that are listed
 here: a model and its joins, lookups of columns by plain values, order by name, slices,
-``values()``, ``count()`` and ``exists()``. A query with anything else (an unknown attribute
-will do) has no shape and is compiled.
+``values()``, ``count()``, ``exists()`` and aggregates of columns over all rows. A query with
+anything else (an unknown attribute will do) has no shape and is compiled.
 
 Fields, lookups and expressions of a project's own may look at anything while they are compiled:
 the language, the tenant. Which of them take part shows when the first query of a shape is
@@ -31,7 +31,17 @@ from typing import Any, NamedTuple
 
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db.models import Count, IntegerField, Value
+from django.db.models import (
+    Avg,
+    Count,
+    DecimalField,
+    FloatField,
+    IntegerField,
+    Max,
+    Min,
+    Sum,
+    Value,
+)
 from django.db.models.expressions import Col, OrderBy, Ref, Star
 from django.db.models.lookups import Lookup
 from django.db.models.sql import Query
@@ -54,6 +64,7 @@ _PLAIN = frozenset(
 _LARGE = 1 << 64
 # A query of more conditions will hardly be met again, and its shape takes much memory.
 _CONDITIONS_LIMIT = 100
+_AGGREGATES = frozenset({Avg, Count, Max, Min, Sum})
 # What the compiler leaves behind for those who read its rows.
 _COMPILED = ("select", "klass_info", "annotation_col_map", "col_count", "has_extra_select")
 # Attributes of a query that do not change its SQL, or that follow from others.
@@ -276,7 +287,10 @@ def _joins_plainly(source: Any) -> bool:
 def _selects_plainly(expression: Any) -> bool:
     if type(expression) is Col:
         return _speaks_plainly(expression.target) and _speaks_plainly(expression.output_field)
-    return type(expression) is Value or type(expression) is Count
+    if type(expression) in _AGGREGATES:
+        sources = expression.get_source_expressions()
+        return all(map(_selects_plainly, filter(None, sources)))
+    return type(expression) in (Value, Star)
 
 
 def _compares_plainly(lookup: Any) -> bool:
@@ -326,6 +340,10 @@ def _fields(query: Any) -> Iterator[Any]:
         yield lookup.lhs.target
     for column in query.select:
         yield column.target
+    for annotation in query.annotations.values():
+        for source in annotation.get_source_expressions():
+            if type(source) is Col:
+                yield source.target
 
 
 def _declared(query: Any) -> list[Any]:
@@ -541,16 +559,37 @@ def _selected(value: Any) -> Any:
 
 
 def _annotations(value: dict[str, Any]) -> tuple[Any, ...]:
-    """Those of count() and exists(), and no others."""
-    parts: list[tuple[str, str]] = []
+    """Those of count(), exists() and aggregate(), and no others."""
+    parts: list[tuple[Any, ...]] = []
     for name, annotation in value.items():
         if type(annotation) is Count and _counts_rows(annotation):
             parts.append((name, "count"))
         elif type(annotation) is Value and _is_one(annotation):
             parts.append((name, "one"))
+        elif type(annotation) in _AGGREGATES:
+            parts.append((name, *_aggregate(annotation)))
         else:
             raise _NoShape
     return tuple(parts)
+
+
+def _aggregate(annotation: Any) -> tuple[Any, ...]:
+    """An aggregate of one column, without a condition, an order or a text of its own."""
+    column, *others = annotation.get_source_expressions()
+    is_plain = all(other is None for other in others) and not annotation.extra
+    if type(column) is not Col or not is_plain:
+        raise _NoShape
+    output = annotation.output_field
+    kind = None
+    if output is not column.target:
+        kind = type(output)
+        if kind not in (IntegerField, FloatField) and not _is_any_decimal(output):
+            raise _NoShape
+    return type(annotation), annotation.distinct, _column(column), kind
+
+
+def _is_any_decimal(field: Any) -> bool:
+    return type(field) is DecimalField and field.max_digits is field.decimal_places is None
 
 
 def _counts_rows(annotation: Any) -> bool:

@@ -12,7 +12,21 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import models
-from django.db.models import Count, F, FilteredRelation, Max, OuterRef, Q, Subquery, Value, Window
+from django.db.models import (
+    Avg,
+    Count,
+    F,
+    FilteredRelation,
+    FloatField,
+    Max,
+    Min,
+    OuterRef,
+    Q,
+    Subquery,
+    Sum,
+    Value,
+    Window,
+)
 from django.db.models.functions import Lower, Random, RowNumber
 from django.db.models.sql import Query
 from django.utils.safestring import mark_safe
@@ -284,6 +298,15 @@ WAYS: dict[str, Callable[[Rows], Any]] = {
     "get": lambda rows: rows.get(pk=1),
     "in_bulk": lambda rows: rows.in_bulk([1, 2]),
     "latest": lambda rows: rows.latest("pages"),
+    "numbers": lambda rows: rows.aggregate(
+        Count("pk"), Max("pages"), Min("title"), Avg("price"), Sum("pages")
+    ),
+    "other numbers": lambda rows: rows.aggregate(
+        Count("author", distinct=True), Avg("pages"), a=Sum("price"), b=Max("author__name")
+    ),
+    "numbers of a kind": lambda rows: rows.aggregate(
+        Count("pk", filter=Q(pages=1)), a=Sum("price", output_field=FloatField())
+    ),
 }
 
 
