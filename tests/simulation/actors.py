@@ -1,0 +1,164 @@
+"""What the threads of the processes do: read, write, and look whether the answers are true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django import db
+from django.db import transaction
+from django.db.models.sql.constants import MULTI
+
+from tests.simulation.database import QUESTIONS, TABLES, WRITES, Question
+from tests.simulation.scheduler import Killed
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Process, World
+
+QUESTION_COUNT = len(QUESTIONS)
+
+
+class Undone(Exception):
+    """Rolls a transaction back."""
+
+
+class Session:
+    """One connection of a process, and what is done with it."""
+
+    def __init__(self, world: World, process: Process, number: int) -> None:
+        self.world = world
+        self.connection = process.connections[number]
+        self._pick = world.rng.random
+
+    # --- what is done --------------------------------------------------------------------
+
+    def read(self, question: Question) -> None:
+        """Ask, and compare the answer with the history."""
+        world, connection = self.world, self.connection
+        states = world.database.states
+        begin = len(states) - 1
+        selects = connection.connection.selects if connection.connection else 0
+        compiler = question.query.get_compiler(connection=connection)
+        if world.trace is not None:
+            world.say(f"reads {question.name}")
+        rows = [tuple(row) for chunk in compiler.execute_sql(MULTI) for row in chunk]
+        driver = connection.connection
+        is_hit = driver is None or driver.selects == selects
+        world.reads += 1
+        world.hits += is_hit
+        if world.trace is not None:
+            world.say(f"{'hit' if is_hit else 'miss'} {rows}")
+        self.check(question, rows, begin)
+
+    def check(self, question: Question, rows: list[Any], begin: int) -> None:
+        """An answer is true if the database gave it at some moment since the read began."""
+        driver, states = self.connection.connection, self.world.database.states
+        pending = driver.pending if driver is not None else {}
+        possible = states[begin:]
+        if driver is not None and driver.snapshot is not None:
+            possible = [driver.snapshot]
+        if not any(rows == [question.answer(state, pending)] for state in possible):
+            self.world.violations.append(
+                f"{question.name} is answered by {rows}; possible were {possible} with {pending}"
+            )
+            self.world.say("this answer is wrong")
+
+    def read_all(self) -> None:
+        for question in QUESTIONS:
+            self.read(question)
+
+    def read_some(self) -> None:
+        self.read(QUESTIONS[int(self._pick() * QUESTION_COUNT)])
+
+    def write(self) -> None:
+        table = int(self._pick() * len(TABLES))
+        self.world.say(f"writes {TABLES[table]}")
+        with self.connection.cursor() as cursor:
+            cursor.execute(WRITES[table], ["new"])
+
+    # --- programs ------------------------------------------------------------------------
+
+    def reader(self) -> None:
+        for _ in range(2 + int(self._pick() * 2)):
+            self._tolerant(self.read_some)
+
+    def writer(self) -> None:
+        for _ in range(1 + int(self._pick() * 2)):
+            self._tolerant(self.write)
+            if self._pick() < 0.3:
+                self._tolerant(self.read_some)
+
+    def transaction(self) -> None:
+        def work() -> None:
+            with transaction.atomic(using=self.connection):
+                for _ in range(1 + int(self._pick() * 3)):
+                    (self.write if self._pick() < 0.6 else self.read_some)()
+                if self._pick() < 0.15:
+                    raise Undone
+
+        self._tolerant(work)
+        if self._pick() < 0.3:
+            self._tolerant(self.read_some)
+
+    def snapshot(self) -> None:
+        self.connection.is_repeatable = True
+
+        def work() -> None:
+            with transaction.atomic(using=self.connection):
+                for _ in range(2 + int(self._pick() * 2)):
+                    (self.read_some if self._pick() < 0.8 else self.write)()
+
+        self._tolerant(work)
+
+    def _tolerant(self, work: Callable[[], None]) -> None:
+        """What goes wrong in the database, or is refused, ends a piece of work."""
+        try:
+            work()
+        except Undone:
+            self.world.say("has rolled back")
+        except db.Error as error:
+            if self.world.trace is not None:
+                self.world.say(f"{type(error).__name__}: {error}")
+            self.connection.close()
+
+
+_PROGRAMS = (
+    Session.reader,
+    Session.reader,
+    Session.writer,
+    Session.transaction,
+    Session.transaction,
+    Session.snapshot,
+)
+
+
+def enter(world: World) -> None:
+    """Two to four actors, one of which writes for sure."""
+    pick = world.rng.random
+    free = [[0, 1] for _ in world.processes]
+    for number in range(2 + int(pick() * 2.5)):
+        place = number % 2 if pick() < 0.8 else 0
+        if not free[place]:
+            place = 1 - place
+        process = world.processes[place]
+        session = Session(world, process, free[place].pop())
+        program = _PROGRAMS[2 + int(pick() * 3)] if not number else _PROGRAMS[int(pick() * 6)]
+        name = f"{process.name}.{program.__name__}{number}"
+        world.scheduler.spawn(name, process, _guarded(world, session, program))
+
+
+def _guarded(
+    world: World, session: Session, program: Callable[[Session], None]
+) -> Callable[[], None]:
+    def work() -> None:
+        try:
+            program(session)
+        except Killed:
+            return
+        except Exception as error:
+            world.violations.append(f"{type(error).__name__}: {error}")
+            world.say(f"an error that nobody expects: {type(error).__name__}: {error}")
+            if world.trace is not None:
+                raise
+
+    return work
