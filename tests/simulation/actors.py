@@ -9,6 +9,9 @@ from django import db
 from django.db import transaction
 from django.db.models.sql.constants import MULTI
 
+from ormcache import reads
+from ormcache.conf import current
+from ormcache.transactions import state_of
 from tests.simulation.database import QUESTIONS, TABLES, WRITES, Question
 from tests.simulation.scheduler import Killed
 
@@ -67,11 +70,30 @@ class Session:
         for question in QUESTIONS:
             self.read(question)
 
+    def peek_all(self) -> None:
+        """Compare what the cache would answer with the history; what it has not is not asked."""
+        connection, state = self.connection, state_of(self.connection)
+        settings = current()
+        route = state.route(connection, settings)
+        for question in QUESTIONS:
+            compiler = question.query.get_compiler(connection=connection)
+            plan = reads.make_plan(compiler, MULTI, state, route, settings)
+            result = reads._decoded(reads.look_up(route, plan), plan, route)
+            if result is not None:
+                self.world.say(f"{question.name}: {result.rows}")
+                self.check(question, [tuple(row) for row in result.rows], -1)
+
     def read_some(self) -> None:
         self.read(QUESTIONS[int(self._pick() * QUESTION_COUNT)])
 
-    def write(self) -> None:
-        table = int(self._pick() * len(TABLES))
+    def write_all(self) -> None:
+        for table in range(len(TABLES)):
+            self.write(table)
+
+    def write_some(self) -> None:
+        self.write(int(self._pick() * len(TABLES)))
+
+    def write(self, table: int) -> None:
         self.world.say(f"writes {TABLES[table]}")
         with self.connection.cursor() as cursor:
             cursor.execute(WRITES[table], ["new"])
@@ -84,7 +106,7 @@ class Session:
 
     def writer(self) -> None:
         for _ in range(1 + int(self._pick() * 2)):
-            self._tolerant(self.write)
+            self._tolerant(self.write_some)
             if self._pick() < 0.3:
                 self._tolerant(self.read_some)
 
@@ -92,7 +114,7 @@ class Session:
         def work() -> None:
             with transaction.atomic(using=self.connection):
                 for _ in range(1 + int(self._pick() * 3)):
-                    (self.write if self._pick() < 0.6 else self.read_some)()
+                    (self.write_some if self._pick() < 0.6 else self.read_some)()
                 if self._pick() < 0.15:
                     raise Undone
 
@@ -106,7 +128,7 @@ class Session:
         def work() -> None:
             with transaction.atomic(using=self.connection):
                 for _ in range(2 + int(self._pick() * 2)):
-                    (self.read_some if self._pick() < 0.8 else self.write)()
+                    (self.read_some if self._pick() < 0.8 else self.write_some)()
 
         self._tolerant(work)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TABLES = ("tests_continent", "tests_country")
 State = tuple[int, ...]
 """For each of the tables, how many commits have changed it."""
+BEGINNING = (1,) * len(TABLES)
+"""That of each schedule."""
 
 
 class Question(NamedTuple):
@@ -75,7 +77,7 @@ class Database:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.states: list[State] = [(0,) * len(TABLES)]
+        self.states: list[State] = [BEGINNING]
         self.commits: list[Commit] = []
 
     def begin(self, tables: tuple[int, ...]) -> Commit:

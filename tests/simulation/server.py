@@ -212,7 +212,6 @@ class Server:
         self.scripts: dict[bytes, Any] = {}
         self.run_id = self.replid = ""
         self.is_master = True
-        self.become(run_id=name * 40, replid=name.lower() * 40, is_master=True)
         self.data = _lua.table()
 
     @property

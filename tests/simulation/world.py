@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -16,18 +17,21 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 from django.test import override_settings
 
-from ormcache import catalog, leases, stores, transactions
+from ormcache import catalog, leases, shapes, stores, transactions
+from ormcache.conf import current
 from ormcache.stores import Breaker, breaker, channels
 from ormcache.stores.base import new_nonce
 from ormcache.stores.redis import RedisStore
 from tests.simulation import actors
-from tests.simulation.database import Connection, Database
+from tests.simulation.database import BEGINNING, TABLES, Connection, Database
 from tests.simulation.scheduler import Scheduler
 from tests.simulation.server import Pool, Server, Socket, copy_key
 
 PROCESSES = 2
 CONNECTIONS = 3
 """Of each process: as many actors as it can have, and one for the last questions."""
+_MAJORS = (6, 7)
+"""Versions of Redis: the newer refuses scripts on replicas by itself."""
 
 
 class Outcome(NamedTuple):
@@ -37,6 +41,15 @@ class Outcome(NamedTuple):
     steps: int
     reads: int
     hits: int
+
+
+class _Warm(NamedTuple):
+    """What most schedules begin with."""
+
+    data: Any
+    """A namespace that is trusted."""
+    channel: channels.Channel
+    scripts: dict[bytes, Any]
 
 
 class _Flusher:
@@ -153,7 +166,7 @@ class World:
         self.now = 0.0
         self.process: Process = None  # type: ignore[assignment]
         self._clocks: dict[Process, float] = {}
-        self._flaws: tuple[str, ...] = ()
+        self._warm: dict[int, _Warm] = {}
 
     # --- telling -------------------------------------------------------------------------
 
@@ -210,21 +223,33 @@ class World:
             yield self
 
     def _prepare(self) -> None:
-        """Make a namespace that is trusted, as most schedules find it."""
-        self._begin(random.Random(0), is_warm=False)
-        session = actors.Session(self, self.processes[0], 0)
-        session.read_all()
-        self.now += 2 * self.LEASE
-        session.read_all()
-        self._warm = self.primary.copied()
+        """Make namespaces that are trusted, and sockets that are open, as most schedules need."""
+        for major in _MAJORS:
+            self._begin(random.Random(0), major, None)
+            new_nonce._prefix = "w"
+            session = actors.Session(self, self.processes[0], 0)
+            # Everything that is worked out once per process is, before the first schedule: a seed
+            # must not depend on those before it.
+            self.database.states = [(0,) * len(TABLES)]
+            session.write_all()
+            assert self.database.states[-1] == BEGINNING
+            self.now += 2 * self.LEASE
+            session.read_all()
+            self.now += 2 * self.LEASE
+            session.read_all()
+            (channel,) = self.processes[0].store._channels._idle
+            self._warm[major] = _Warm(
+                self.primary.copied(), channel, dict(self.primary.scripts)
+            )
 
-    def _begin(self, rng: random.Random, *, is_warm: bool) -> None:
+    def _begin(self, rng: random.Random, major: int, data: Any) -> None:
         self.rng = rng
         self.random = rng.random
         self.violations: list[str] = []
         self.steps = self.reads = self.hits = 0
         self.now, self.rate = 1_000.0, 1.0
         self.faults = 0
+        self.profile, self._accidents_left = _PROFILES[0], 0
         self.ready: list[Socket] = []
         self.sockets: list[Socket] = []
         self.scheduler.runnable.clear()
@@ -232,18 +257,32 @@ class World:
         self._names = itertools.count(1)
         self.database = Database(self)
         new_nonce._prefix, new_nonce._counter = "n", itertools.count()
-        for server, name in zip(self.servers, "AB", strict=True):
-            server.become(run_id=name * 40, replid="0" * 40, is_master=name == "A")
+        for server in self.servers:
+            server.clock, server.major = 1.7e9, major
+            # A server of another version has another run id: it was started anew.
+            run_id = f"{server.name}{major}".ljust(40, "0")
+            server.become(run_id=run_id, replid="0" * 40, is_master=server.name == "A")
             server.scripts.clear()
-            server.clock, server.major = 1.7e9, 7
         self.primary, self.replica = self.servers
-        self.primary.data = self.primary.copy_of(self._warm if is_warm else None)
-        self.replica.data = self.primary.copied()
-        self.dump = self.primary.copied()
+        self.primary.data = self.primary.copy_of(data)
+        self.replica.data = self.primary.copy_of(data)
+        self.dump = data
         for process in self.processes:
             process.reset()
             self._clocks[process] = 0.0
         self._enter(self.processes[0])
+
+    def _connect(self) -> None:
+        """Give each process two sockets: most schedules are about something else than these."""
+        known = self._warm[self.primary.major]
+        self.primary.scripts.update(known.scripts)
+        for process in self.processes:
+            self.process = process
+            for _ in range(2):
+                channel = copy.copy(known.channel)
+                channel._connection = Socket()
+                channel._connection.connect()
+                process.store._channels._idle.append(channel)
 
     def _enter(self, process: Process) -> None:
         if process is not self.process:
@@ -259,15 +298,19 @@ class World:
     def run(self, seed: int) -> Outcome:
         """One schedule, from its beginning to the last questions."""
         rng = random.Random(seed)
-        self._begin(rng, is_warm=rng.random() < 0.8)
+        major = _MAJORS[int(rng.random() * len(_MAJORS))]
+        self._begin(rng, major, self._warm[major].data if rng.random() < 0.8 else None)
         self.profile = _PROFILES[int(rng.random() * len(_PROFILES))]
         self.rate = 1 + (rng.random() - 0.5) / 25
         for server in self.servers:
-            server.major = 6 if rng.random() < 0.5 else 7
             server.clock += rng.random() * 200
         for process in self.processes:
             self._clocks[process] = rng.random() * 1000
         self.tell(f"seed {seed}, {self.profile.name}")
+        if rng.random() < 0.8:
+            self._connect()
+        for template in shapes.templates(current()).values():
+            template.missed = rng.random() < 0.3
         actors.enter(self)
         self._accidents_left = self.profile.limit
         self._run_all()
@@ -358,12 +401,11 @@ class World:
     def _end(self) -> None:
         """Whatever was left of the schedule is over: is there anything old in the cache?"""
         self.scheduler.runnable.clear()
-        for process in self.processes:
-            self._enter(process)
-            self.tell(f"the last questions, in {process.name}")
-            session = actors.Session(self, process, CONNECTIONS - 1)
-            session.read_all()
-        if self.steps % 8 == 0:
+        process = self.processes[int(self.random() * PROCESSES)]
+        self._enter(process)
+        self.tell(f"the last questions, in {process.name}")
+        actors.Session(self, process, CONNECTIONS - 1).peek_all()
+        if self.random() < 0.05:
             self._recover()
 
     def _recover(self) -> None:
