@@ -506,7 +506,8 @@ class World:
         server.become(run_id=self._new_id(), replid=replid, is_master=True)
 
     def _new_id(self) -> str:
-        return f"{next(self._names):x}".rjust(16, "0").ljust(40, "f")
+        # A server of another version would be another one, too.
+        return f"{self.primary.major}{next(self._names):015x}".ljust(40, "f")
 
     def _dump(self) -> None:
         self.tell(f"{self.primary.name} writes a dump")
