@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from django import db
 from django.db import transaction
+from django.db.models.sql import constants
 from django.db.models.sql.constants import MULTI
 
 from ormcache import reads
 from ormcache.conf import current
 from ormcache.transactions import state_of
-from tests.simulation.database import QUESTIONS, TABLES, WRITES, Question
+from tests.simulation.database import QUESTIONS, TABLES, UPDATES, WRITES, Question
 from tests.simulation.scheduler import Killed
 
 if TYPE_CHECKING:
     from tests.simulation.world import Process, World
 
+ROW_COUNT = getattr(constants, "ROW_COUNT", constants.CURSOR)
+"""What Django's writers are asked for; its name depends on the version."""
 QUESTION_COUNT = len(QUESTIONS)
 
 
@@ -32,6 +35,10 @@ class Session:
         self.world = world
         self.connection = process.connections[number]
         self._pick = world.rng.random
+        # Half of them are about one table, so that they meet.
+        is_narrow = self._pick() < 0.5
+        self._questions = QUESTIONS[:2] if is_narrow else QUESTIONS
+        self._tables = 1 if is_narrow else len(TABLES)
 
     # --- what is done --------------------------------------------------------------------
 
@@ -84,19 +91,24 @@ class Session:
                 self.check(question, [tuple(row) for row in result.rows], -1)
 
     def read_some(self) -> None:
-        self.read(QUESTIONS[int(self._pick() * QUESTION_COUNT)])
+        self.read(self._questions[int(self._pick() * len(self._questions))])
 
     def write_all(self) -> None:
         for table in range(len(TABLES)):
             self.write(table)
 
     def write_some(self) -> None:
-        self.write(int(self._pick() * len(TABLES)))
+        self.write(int(self._pick() * self._tables))
 
     def write(self, table: int) -> None:
         self.world.say(f"writes {TABLES[table]}")
-        with self.connection.cursor() as cursor:
-            cursor.execute(WRITES[table], ["new"])
+        if self._pick() < 0.5:
+            with self.connection.cursor() as cursor:
+                cursor.execute(WRITES[table], ["new"])
+        else:
+            # In autocommit this announces the write before it is compiled.
+            compiler = UPDATES[table].get_compiler(connection=self.connection)
+            compiler.execute_sql(ROW_COUNT)
 
     # --- programs ------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from django.db.backends.postgresql.base import DatabaseWrapper
-from django.db.models.sql import Query
+from django.db.models.sql import Query, UpdateQuery
 from psycopg import IsolationLevel
 
 from ormcache import reads
@@ -56,6 +56,15 @@ QUESTIONS = (
         (0, 2),
     ),
 )
+
+
+def _update(model: Any) -> UpdateQuery:
+    query = model.objects.filter(pk=1).query.chain(UpdateQuery)
+    query.add_update_values({"name": "new"})
+    return query
+
+
+UPDATES = (_update(Continent), _update(Country))
 WRITES = tuple(f'UPDATE "{table}" SET "name" = %s WHERE "id" = 1' for table in TABLES)
 
 
@@ -191,7 +200,7 @@ def _meaning(sql: str) -> Any:
     found = _known.get(sql)
     if found is None:
         if sql.startswith("UPDATE"):
-            found = WRITES.index(sql)
+            found = TABLES.index(sql.split('"')[1])
         elif "pg_catalog" in sql or sql.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK TO")):
             found = []
         elif sql.startswith("SHOW"):

@@ -32,6 +32,15 @@ class Scheduler:
         self.current: Actor | None = None
         self.runnable: list[Actor] = []
         self.waiting: list[Actor] = []
+        self.stalled: list[Actor] = []
+        """They could go on, and the scheduler does not let them for a while."""
+
+    def everybody(self) -> list[Actor]:
+        return [*self.runnable, *self.waiting, *self.stalled]
+
+    def clear(self) -> None:
+        for actors in (self.runnable, self.waiting, self.stalled):
+            actors.clear()
 
     def spawn(self, name: str, process: Any, work: Callable[[], None]) -> None:
         self.runnable.append(Actor(name, process, work, self.hub))
@@ -68,6 +77,14 @@ class Scheduler:
         self.waiting.remove(actor)
         self.runnable.append(actor)
 
+    def stall(self, actor: Actor) -> None:
+        self.runnable.remove(actor)
+        self.stalled.append(actor)
+
+    def unstall(self) -> None:
+        self.runnable.extend(self.stalled)
+        self.stalled.clear()
+
     def step(self, actor: Actor) -> None:
         """Run one step of an actor."""
         self.current = actor
@@ -80,7 +97,9 @@ class Scheduler:
 
     def kill(self, actor: Actor) -> None:
         actor.is_dead = True
-        (self.runnable if actor in self.runnable else self.waiting).remove(actor)
+        for actors in (self.runnable, self.waiting, self.stalled):
+            if actor in actors:
+                actors.remove(actor)
         self.current = actor
         try:
             if actor._greenlet:

@@ -46,8 +46,8 @@ class Outcome(NamedTuple):
 class _Warm(NamedTuple):
     """What most schedules begin with."""
 
-    data: Any
-    """A namespace that is trusted."""
+    data: tuple[Any, ...]
+    """What the primary may hold: a namespace that is trusted, and older or younger, or none."""
     channel: channels.Channel
     scripts: dict[bytes, Any]
 
@@ -134,7 +134,7 @@ class Profile(NamedTuple):
 
 
 _NETWORK = ("lose_request", "lose_reply", "time_out", "time_out_late")
-_LOSSES = ("evict", "evict", "flush_all", "copy_entry")
+_LOSSES = ("evict", "evict", "evict", "flush_all", "copy_entry")
 _SERVERS = ("restart", "restart_from_dump", "dump", "promote", "replicate", "forget_scripts")
 _PROFILES = (
     Profile("calm", (), 0.0, 0),
@@ -150,6 +150,9 @@ _PROFILES = (
         6,
     ),
 )
+
+_STALLS = (0.0, 0.0, 0.06, 0.15)
+"""How likely it is at each step that an actor is held up: long enough for others to do much."""
 
 
 class World:
@@ -238,9 +241,16 @@ class World:
             self.now += 2 * self.LEASE
             session.read_all()
             (channel,) = self.processes[0].store._channels._idle
-            self._warm[major] = _Warm(
-                self.primary.copied(), channel, dict(self.primary.scripts)
-            )
+            trusted = self.primary.copied()
+            # As after an eviction some time ago: "*" does not know the registers that it has not
+            # seen since.
+            (everything,) = (key for key in self.primary.keys() if key.endswith(b":r:*"))
+            del self.primary.data[everything]
+            session.read_all()
+            self.now += 2 * self.LEASE
+            session.read_all()
+            data = (trusted, trusted, self.primary.copied(), None)
+            self._warm[major] = _Warm(data, channel, dict(self.primary.scripts))
 
     def _begin(self, rng: random.Random, major: int, data: Any) -> None:
         self.rng = rng
@@ -252,8 +262,7 @@ class World:
         self.profile, self._accidents_left = _PROFILES[0], 0
         self.ready: list[Socket] = []
         self.sockets: list[Socket] = []
-        self.scheduler.runnable.clear()
-        self.scheduler.waiting.clear()
+        self.scheduler.clear()
         self._names = itertools.count(1)
         self.database = Database(self)
         new_nonce._prefix, new_nonce._counter = "n", itertools.count()
@@ -299,7 +308,8 @@ class World:
         """One schedule, from its beginning to the last questions."""
         rng = random.Random(seed)
         major = _MAJORS[int(rng.random() * len(_MAJORS))]
-        self._begin(rng, major, self._warm[major].data if rng.random() < 0.8 else None)
+        data = self._warm[major].data
+        self._begin(rng, major, data[int(rng.random() * len(data))])
         self.profile = _PROFILES[int(rng.random() * len(_PROFILES))]
         self.rate = 1 + (rng.random() - 0.5) / 25
         for server in self.servers:
@@ -311,11 +321,15 @@ class World:
             self._connect()
         for template in shapes.templates(current()).values():
             template.missed = rng.random() < 0.3
+        self.stalls = _STALLS[int(rng.random() * len(_STALLS))]
         actors.enter(self)
         self._accidents_left = self.profile.limit
         self._run_all()
         if not self.violations:
-            self._end()
+            try:
+                self._end()
+            except Exception as error:
+                self.violations.append(f"{type(error).__name__}: {error}")
         return Outcome(self.violations, self.steps, self.reads, self.hits)
 
     def _run_all(self) -> None:
@@ -329,6 +343,8 @@ class World:
                     self._accident()
                 elif random() < 0.04:
                     self._background()
+                elif scheduler.stalled and random() < 0.03:
+                    scheduler.unstall()
                 choices = len(runnable) + len(ready)
                 if not choices:
                     if not self._go_on():
@@ -337,17 +353,23 @@ class World:
                 chosen = int(random() * choices)
                 if chosen < len(runnable):
                     actor = runnable[chosen]
+                    if self.stalls and random() < self.stalls:
+                        scheduler.stall(actor)
+                        continue
                     self._enter(actor.process)
                     scheduler.step(actor)
                 else:
                     ready[chosen - len(runnable)].deliver()
         finally:
-            for actor in [*runnable, *scheduler.waiting]:
+            for actor in scheduler.everybody():
                 self._enter(actor.process)
                 scheduler.kill(actor)
 
     def _go_on(self) -> bool:
         """Nobody can take a step: what else is under way? Returns whether anything is."""
+        if self.scheduler.stalled:
+            self.scheduler.unstall()
+            return True
         if self.database.commits:
             self._resolve(self.database.commits[0])
             return True
@@ -400,7 +422,6 @@ class World:
 
     def _end(self) -> None:
         """Whatever was left of the schedule is over: is there anything old in the cache?"""
-        self.scheduler.runnable.clear()
         process = self.processes[int(self.random() * PROCESSES)]
         self._enter(process)
         self.tell(f"the last questions, in {process.name}")
@@ -461,6 +482,8 @@ class World:
 
     def _evict(self) -> bool:
         keys = self.primary.keys()
+        if self.random() < 0.7:
+            keys = tuple(key for key in keys if b":r:" in key)
         if not keys:
             return False
         key = keys[int(self.random() * len(keys))]
@@ -542,10 +565,13 @@ class World:
             return False
         self.now += step
         self.tell("time has passed")
+        for process in self.processes:
+            if self.random() < 0.7:
+                self._renew(process)
         return True
 
     def _kill(self) -> bool:
-        actors_left = [*self.scheduler.runnable, *self.scheduler.waiting]
+        actors_left = self.scheduler.everybody()
         if not actors_left:
             return False
         process = actors_left[int(self.random() * len(actors_left))].process
