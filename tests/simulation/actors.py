@@ -10,11 +10,14 @@ from django.db import transaction
 from django.db.models.sql import constants
 from django.db.models.sql.constants import MULTI
 
-from ormcache import reads
+from ormcache import codec, reads
 from ormcache.conf import current
+from ormcache.exceptions import CacheError
+from ormcache.stores.redis import RedisStore
 from ormcache.transactions import state_of
 from tests.simulation.database import QUESTIONS, TABLES, UPDATES, WRITES, Question
 from tests.simulation.scheduler import Killed
+from tests.simulation.server import Pool
 
 if TYPE_CHECKING:
     from tests.simulation.world import Process, World
@@ -35,10 +38,6 @@ class Session:
         self.world = world
         self.connection = process.connections[number]
         self._pick = world.rng.random
-        # Half of them are about one table, so that they meet.
-        is_narrow = self._pick() < 0.5
-        self._questions = QUESTIONS[:2] if is_narrow else QUESTIONS
-        self._tables = 1 if is_narrow else len(TABLES)
 
     # --- what is done --------------------------------------------------------------------
 
@@ -68,37 +67,24 @@ class Session:
         if driver is not None and driver.snapshot is not None:
             possible = [driver.snapshot]
         if not any(rows == [question.answer(state, pending)] for state in possible):
-            self.world.violations.append(
+            self.world.violate(
                 f"{question.name} is answered by {rows}; possible were {possible} with {pending}"
             )
-            self.world.say("this answer is wrong")
 
     def read_all(self) -> None:
         for question in QUESTIONS:
             self.read(question)
 
-    def peek_all(self) -> None:
-        """Compare what the cache would answer with the history; what it has not is not asked."""
-        connection, state = self.connection, state_of(self.connection)
-        settings = current()
-        route = state.route(connection, settings)
-        for question in QUESTIONS:
-            compiler = question.query.get_compiler(connection=connection)
-            plan = reads.make_plan(compiler, MULTI, state, route, settings)
-            result = reads._decoded(reads.look_up(route, plan), plan, route)
-            if result is not None:
-                self.world.say(f"{question.name}: {result.rows}")
-                self.check(question, [tuple(row) for row in result.rows], -1)
-
     def read_some(self) -> None:
-        self.read(self._questions[int(self._pick() * len(self._questions))])
+        questions = self.world.questions
+        self.read(questions[int(self._pick() * len(questions))])
 
     def write_all(self) -> None:
         for table in range(len(TABLES)):
             self.write(table)
 
     def write_some(self) -> None:
-        self.write(int(self._pick() * self._tables))
+        self.write(int(self._pick() * self.world.tables))
 
     def write(self, table: int) -> None:
         self.world.say(f"writes {TABLES[table]}")
@@ -156,6 +142,46 @@ class Session:
             self.connection.close()
 
 
+class Observer:
+    """A reader that takes no time: what would the cache answer at this very moment?
+
+    It asks the store only; to work out what to ask for is the same each time.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.process = world.processes[0]
+        self.store = RedisStore(Pool())
+        connection = self.process.connections[0]
+        state, settings = state_of(connection), current()
+        route = state.route(connection, settings)
+        self._namespace = route.namespace
+        self._plans = [
+            reads.make_plan(
+                question.query.get_compiler(connection=connection), MULTI, state, route, settings
+            )
+            for question in QUESTIONS
+        ]
+
+    def look(self, questions: tuple[Question, ...]) -> None:
+        world = self.world
+        actor, world.scheduler.current = world.scheduler.current, None
+        try:
+            for question, plan in zip(questions, self._plans, strict=False):
+                try:
+                    lookup = self.store.read(self._namespace, plan.entry, plan.registers)
+                except CacheError as error:
+                    world.tell(f"observer: {error}")
+                    continue
+                if lookup.entry is None:
+                    continue
+                rows = [tuple(row) for row in codec.decode(lookup.entry).rows]
+                if rows != [question.answer(world.database.states[-1], {})]:
+                    world.violate(f"{question.name} would be answered by {rows}")
+        finally:
+            world.scheduler.current = actor
+
+
 _PROGRAMS = (
     Session.reader,
     Session.reader,
@@ -190,8 +216,7 @@ def _guarded(
         except Killed:
             return
         except Exception as error:
-            world.violations.append(f"{type(error).__name__}: {error}")
-            world.say(f"an error that nobody expects: {type(error).__name__}: {error}")
+            world.violate(f"{type(error).__name__}: {error}")
             if world.trace is not None:
                 raise
 

@@ -101,6 +101,7 @@ class Database:
         self.commits.remove(commit)
         if self.world.trace is not None:
             self.world.tell(f"database: {self.states[-1]} is committed")
+        self.world.observe(0.5)
 
     def abort(self, commit: Commit) -> None:
         self.commits.remove(commit)

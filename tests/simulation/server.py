@@ -355,6 +355,8 @@ class Socket(redis.connection.Connection):
             self.world.tell(f"{self.server.name}: {_told(command)} -> {answer!r}")
         self._answers.append(answer)
         self._wake()
+        if command[0] == b"SET":
+            self.world.observe(0.3)
 
     def deliver_unheard(self) -> None:
         """The server executes what was sent, and the connection is lost before it answers."""

@@ -23,7 +23,7 @@ from ormcache.stores import Breaker, breaker, channels
 from ormcache.stores.base import new_nonce
 from ormcache.stores.redis import RedisStore
 from tests.simulation import actors
-from tests.simulation.database import BEGINNING, TABLES, Connection, Database
+from tests.simulation.database import BEGINNING, QUESTIONS, TABLES, Connection, Database
 from tests.simulation.scheduler import Scheduler
 from tests.simulation.server import Pool, Server, Socket, copy_key
 
@@ -183,6 +183,15 @@ class World:
             actor = self.scheduler.current
             self.tell(f"{actor.name if actor else 'somebody'}: {text}")
 
+    def violate(self, text: str) -> None:
+        self.violations.append(text)
+        self.say(f"wrong: {text}")
+
+    def observe(self, chance: float) -> None:
+        """Perhaps see what the cache would answer now."""
+        if self.observer is not None and self.random() < chance:
+            self.observer.look(self.questions)
+
     # --- setting up ----------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -227,6 +236,7 @@ class World:
 
     def _prepare(self) -> None:
         """Make namespaces that are trusted, and sockets that are open, as most schedules need."""
+        self.observer = None
         for major in _MAJORS:
             self._begin(random.Random(0), major, None)
             new_nonce._prefix = "w"
@@ -251,6 +261,7 @@ class World:
             session.read_all()
             data = (trusted, trusted, self.primary.copied(), None)
             self._warm[major] = _Warm(data, channel, dict(self.primary.scripts))
+        self.observer = actors.Observer(self)
 
     def _begin(self, rng: random.Random, major: int, data: Any) -> None:
         self.rng = rng
@@ -260,6 +271,12 @@ class World:
         self.now, self.rate = 1_000.0, 1.0
         self.faults = 0
         self.profile, self._accidents_left = _PROFILES[0], 0
+        # Most schedules are about one table, so that actors meet.
+        is_narrow = rng.random() < 0.6
+        self.questions = QUESTIONS[:2] if is_narrow else QUESTIONS
+        self.tables = 1 if is_narrow else len(TABLES)
+        if self.observer is not None:
+            self.observer.store._channels._idle.clear()
         self.ready: list[Socket] = []
         self.sockets: list[Socket] = []
         self.scheduler.clear()
@@ -287,11 +304,14 @@ class World:
         self.primary.scripts.update(known.scripts)
         for process in self.processes:
             self.process = process
-            for _ in range(2):
-                channel = copy.copy(known.channel)
-                channel._connection = Socket()
-                channel._connection.connect()
-                process.store._channels._idle.append(channel)
+            process.store._channels._idle.extend([self._channel(), self._channel()])
+        self.observer.store._channels._idle.append(self._channel())
+
+    def _channel(self) -> channels.Channel:
+        channel = copy.copy(self._warm[self.primary.major].channel)
+        channel._connection = Socket()
+        channel._connection.connect()
+        return channel
 
     def _enter(self, process: Process) -> None:
         if process is not self.process:
@@ -422,10 +442,9 @@ class World:
 
     def _end(self) -> None:
         """Whatever was left of the schedule is over: is there anything old in the cache?"""
-        process = self.processes[int(self.random() * PROCESSES)]
-        self._enter(process)
-        self.tell(f"the last questions, in {process.name}")
-        actors.Session(self, process, CONNECTIONS - 1).peek_all()
+        self._enter(self.processes[0])
+        self.tell("the end")
+        self.observer.look(QUESTIONS)
         if self.random() < 0.05:
             self._recover()
 
