@@ -15,7 +15,7 @@ from ormcache.conf import current
 from ormcache.exceptions import CacheError
 from ormcache.stores.redis import RedisStore
 from ormcache.transactions import state_of
-from tests.simulation.database import QUESTIONS, TABLES, UPDATES, WRITES, Question
+from tests.simulation.database import QUESTIONS, SOMETHING, TABLES, UPDATES, WRITES, Question
 from tests.simulation.scheduler import Killed
 from tests.simulation.server import Pool
 
@@ -125,7 +125,11 @@ class Session:
 
         def work() -> None:
             with transaction.atomic(using=self.connection):
+                if self._pick() < 0.5:
+                    with self.connection.cursor() as cursor:
+                        cursor.execute(SOMETHING)
                 for _ in range(2 + int(self._pick() * 2)):
+                    self.world.scheduler.pause()
                     (self.read_some if self._pick() < 0.8 else self.write_some)()
 
         self._tolerant(work)

@@ -57,6 +57,9 @@ QUESTIONS = (
     ),
 )
 
+SOMETHING = "SELECT 1"
+"""It is about no table, but a snapshot begins with it."""
+
 
 def _update(model: Any) -> UpdateQuery:
     query = model.objects.filter(pk=1).query.chain(UpdateQuery)
@@ -160,11 +163,11 @@ class Driver:
         commit = world.database.begin(tables)
         is_sent = False
         try:
-            world.scheduler.pause()
+            world.pause_in_commit()
             is_sent = True
             if world.trace is not None:
                 world.say("sends COMMIT")
-            world.scheduler.pause()
+            world.pause_in_commit()
             fate = world.fate_of_commit()
             if fate == "lost":
                 self.close()
@@ -202,7 +205,7 @@ def _meaning(sql: str) -> Any:
     if found is None:
         if sql.startswith("UPDATE"):
             found = TABLES.index(sql.split('"')[1])
-        elif "pg_catalog" in sql or sql.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK TO")):
+        elif sql == SOMETHING or "pg_catalog" in sql or sql.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK TO")):
             found = []
         elif sql.startswith("SHOW"):
             found = [("read committed",)]
@@ -241,6 +244,7 @@ class Cursor:
         if not driver.autocommit:
             driver.info.transaction_status = 2
         if isinstance(meaning, list):
+            driver.state()
             self._rows = list(meaning)
         elif isinstance(meaning, dict):
             question = meaning[params[0]]

@@ -56,6 +56,12 @@ class Scheduler:
         self.hub.switch()
         self.check(actor)
 
+    def linger(self) -> None:
+        """As `pause`, and be held up."""
+        if self.current is not None:
+            self.stall(self.current)
+        self.pause()
+
     def wait(self) -> Actor:
         """Take no step until `wake` is called. The actor is what to call it with."""
         actor = self.current
@@ -92,7 +98,7 @@ class Scheduler:
             actor._greenlet.switch()
         finally:
             self.current = None
-            if actor._greenlet.dead:
+            if actor._greenlet.dead and actor in self.runnable:
                 self.runnable.remove(actor)
 
     def kill(self, actor: Actor) -> None:

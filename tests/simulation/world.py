@@ -270,6 +270,7 @@ class World:
         self.steps = self.reads = self.hits = 0
         self.now, self.rate = 1_000.0, 1.0
         self.faults = 0
+        self.stalls = self.lingers = 0.0
         self.profile, self._accidents_left = _PROFILES[0], 0
         # Most schedules are about one table, so that actors meet.
         is_narrow = rng.random() < 0.6
@@ -341,6 +342,7 @@ class World:
             self._connect()
         for template in shapes.templates(current()).values():
             template.missed = rng.random() < 0.3
+        self.lingers = 0.4 if rng.random() < 0.6 else 0.0
         self.stalls = _STALLS[int(rng.random() * len(_STALLS))]
         actors.enter(self)
         self._accidents_left = self.profile.limit
@@ -355,11 +357,11 @@ class World:
     def _run_all(self) -> None:
         scheduler, random = self.scheduler, self.random
         runnable, ready = scheduler.runnable, self.ready
-        rate = self.profile.rate
+        rate, commits = self.profile.rate, self.database.commits
         try:
             while not self.violations:
                 self.steps += 1
-                if self._accidents_left and random() < rate:
+                if self._accidents_left and random() < rate * (1 + 2 * bool(commits)):
                     self._accident()
                 elif random() < 0.04:
                     self._background()
@@ -393,7 +395,9 @@ class World:
         if self.database.commits:
             self._resolve(self.database.commits[0])
             return True
-        assert not self.scheduler.waiting, "somebody waits for what never comes"
+        if self.scheduler.waiting:
+            self.violate(f"{self.scheduler.waiting[0].name} waits for what never comes")
+            return False
         for process in self.processes:
             if process.flusher.due and self.random() < 0.8:
                 self._flush(process)
@@ -605,6 +609,13 @@ class World:
                 socket.cut(drops=self.random() < 0.5)
         process.reset()
         return True
+
+    def pause_in_commit(self) -> None:
+        """Where most devices matter, some schedules are held up more often."""
+        if self.lingers and self.random() < self.lingers:
+            self.scheduler.linger()
+        else:
+            self.scheduler.pause()
 
     def fate_of_commit(self) -> str:
         """What becomes of a COMMIT that was sent."""
