@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import redis
 from lupa import lua51
+
+from ormcache.stores import channels
+from ormcache.stores import redis as redis_store
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -397,8 +401,23 @@ class Pool:
     connection_kwargs: dict[str, Any] = {}
 
 
+_SHORT = re.compile(rb"ormcache:\d+:\{[^}]*\}:")
+
+
 def _told(command: list[bytes]) -> str:
-    """A command for those who read."""
+    """A command for those who read: without namespaces, and with scripts by their names."""
     if command[0] == b"SCRIPT":
         return "SCRIPT LOAD"
-    return " ".join(part.decode("utf-8", "replace")[-48:] for part in command)
+    parts = [_SHORT.sub(b"", part).decode("utf-8", "replace") for part in command]
+    if command[0] == b"EVALSHA":
+        count = int(command[2])
+        parts = [_name_of(command[1]), *parts[3 : 3 + count], "by", *parts[4 + count :]]
+    return " ".join(parts)
+
+
+def _name_of(sha: bytes) -> str:
+    for name, text in redis_store.SCRIPTS.items():
+        for flags in (b"", channels.FLAGS):
+            if hashlib.sha1(flags + text.encode()).hexdigest().encode() == sha:
+                return name
+    return "?"

@@ -259,7 +259,8 @@ class World:
             session.read_all()
             self.now += 2 * self.LEASE
             session.read_all()
-            data = (trusted, trusted, self.primary.copied(), None)
+            reborn = self.primary.copied()
+            data = (trusted, trusted, reborn, reborn, None)
             self._warm[major] = _Warm(data, channel, dict(self.primary.scripts))
         self.observer = actors.Observer(self)
 
@@ -310,6 +311,7 @@ class World:
 
     def _channel(self) -> channels.Channel:
         channel = copy.copy(self._warm[self.primary.major].channel)
+        channel._pending, channel._unsent = 0, b""
         channel._connection = Socket()
         channel._connection.connect()
         return channel
@@ -332,6 +334,8 @@ class World:
         data = self._warm[major].data
         self._begin(rng, major, data[int(rng.random() * len(data))])
         self.profile = _PROFILES[int(rng.random() * len(_PROFILES))]
+        # Long after what the servers hold was made.
+        self.now = 10_000.0
         self.rate = 1 + (rng.random() - 0.5) / 25
         for server in self.servers:
             server.clock += rng.random() * 200
@@ -454,6 +458,10 @@ class World:
 
     def _recover(self) -> None:
         """A lease later, with nothing wrong any more, everything is cached again."""
+        for process in self.processes:
+            self._flush(process)
+        while self.ready:
+            self.ready[0].deliver()
         for _ in range(3):
             self.now += 2 * self.LEASE
             hits = self.hits
@@ -505,8 +513,12 @@ class World:
 
     def _evict(self) -> bool:
         keys = self.primary.keys()
-        if self.random() < 0.7:
+        if self.random() < 0.8:
             keys = tuple(key for key in keys if b":r:" in key)
+            if self.database.commits and self.random() < 0.6:
+                # What a commit that is under way depends on.
+                changed = tuple(TABLES[table].encode() for table in self.database.commits[0].tables)
+                keys = tuple(key for key in keys if key.endswith(changed))
         if not keys:
             return False
         key = keys[int(self.random() * len(keys))]
