@@ -163,11 +163,11 @@ class Driver:
         commit = world.database.begin(tables)
         is_sent = False
         try:
-            world.pause_in_commit()
+            world.pause_where_it_matters()
             is_sent = True
             if world.trace is not None:
                 world.say("sends COMMIT")
-            world.pause_in_commit()
+            world.pause_where_it_matters()
             fate = world.fate_of_commit()
             if fate == "lost":
                 self.close()
@@ -253,7 +253,7 @@ class Cursor:
             self._rows = [question.answer(driver.state(), driver.pending)]
             if world.trace is not None:
                 world.say(f"asks the database: {self._rows[0]}")
-            world.scheduler.pause()
+            world.pause_where_it_matters()
         elif driver.autocommit:
             driver.publish((meaning,))
         else:

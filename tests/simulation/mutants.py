@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-import redis
-
 from ormcache import leases, reads, transactions
 from ormcache.stores import channels
 from ormcache.stores import redis as redis_store
@@ -112,13 +110,6 @@ def _with_sockets_kept(original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _draining_one(self: Any) -> None:
-    """`Channel._drain`, which reads past one answer, however many there are."""
-    self._pending = 0
-    with contextlib.suppress(redis.exceptions.ResponseError):
-        self._connection.read_response(disable_decoding=True)
-
-
 @contextlib.contextmanager
 def _one_incarnation() -> Iterator[None]:
     """Keys that are the same whichever server it is."""
@@ -188,5 +179,4 @@ MUTANTS: dict[str, Mutant] = {
     "a socket is used again after a timeout": _patch(
         channels.Channels, "run", _with_sockets_kept(channels.Channels.run)
     ),
-    "answers are taken in any order": _patch(channels.Channel, "_drain", _draining_one),
 }

@@ -140,6 +140,7 @@ _PROFILES = (
     Profile("calm", (), 0.0, 0),
     Profile("slow", ("pass_time",), 0.2, 12),
     Profile("losses", (*_LOSSES, "pass_time"), 0.12, 3),
+    Profile("evictions", ("evict",), 0.1, 3),
     Profile("network", (*_NETWORK, "pass_time"), 0.15, 3),
     Profile("crashes", ("kill", "evict", "pass_time"), 0.08, 3),
     Profile("servers", (*_SERVERS, "pass_time"), 0.15, 4),
@@ -622,8 +623,8 @@ class World:
         process.reset()
         return True
 
-    def pause_in_commit(self) -> None:
-        """Where most devices matter, some schedules are held up more often."""
+    def pause_where_it_matters(self) -> None:
+        """In a COMMIT and before an answer is stored, some schedules are held up more often."""
         if self.lingers and self.random() < self.lingers:
             self.scheduler.linger()
         else:
@@ -632,8 +633,8 @@ class World:
     def fate_of_commit(self) -> str:
         """What becomes of a COMMIT that was sent."""
         chance = self.random()
-        if self._accidents_left <= 0 or chance > 0.12 or not self.profile.accidents:
+        if not self.profile.accidents or chance > 0.2:
             return "applied"
-        if chance < 0.04:
+        if chance < 0.1:
             return "lost"
-        return "fails" if chance < 0.08 else "applied and lost"
+        return "fails" if chance < 0.15 else "applied and lost"
