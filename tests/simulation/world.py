@@ -440,6 +440,7 @@ class World:
 
         def work() -> None:
             begin, faults = self.now, self.faults
+            self.say("looks for leases to renew")
             process.keeper.renew()
             process.is_renewing = False
             if self.faults == faults:
