@@ -19,13 +19,9 @@ import pytest
 import redis
 from django.conf import settings
 
-from tests.marks import needs
-
-for name in ("greenlet", "lupa", "psycopg"):
-    pytest.importorskip(name)
-
 from ormcache import leases, reads, transactions
 from ormcache.stores import redis as redis_store
+from tests.marks import needs
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.server import Server, parse
 from tests.simulation.world import World
@@ -235,7 +231,7 @@ return told
 
 @needs("redis")
 def test_scripts_are_answered_as_by_redis(world: World) -> None:
-    arguments = [b"none-1", b"none-2", "1\r\n".encode()]
+    arguments = [b"none-1", b"none-2", b"1\r\n"]
     client = redis.Redis.from_url(settings.CACHES["redis"]["LOCATION"])
     client.delete("none-1", "none-2")
     expected: Any = client.eval(CALLS, 2, *arguments)

@@ -1,4 +1,4 @@
-"""Runs schedules from the command line: one of them, step by step, or as many as there is time for."""
+"""Runs schedules: one of them, step by step, or as many as there is time for."""
 
 from __future__ import annotations
 

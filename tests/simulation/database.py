@@ -197,6 +197,7 @@ class Driver:
         return self.snapshot
 
 
+_SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK TO")
 _known: dict[str, Any] = {}
 
 
@@ -205,7 +206,7 @@ def _meaning(sql: str) -> Any:
     if found is None:
         if sql.startswith("UPDATE"):
             found = TABLES.index(sql.split('"')[1])
-        elif sql == SOMETHING or "pg_catalog" in sql or sql.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK TO")):
+        elif sql == SOMETHING or "pg_catalog" in sql or sql.startswith(_SAVEPOINTS):
             found = []
         elif sql.startswith("SHOW"):
             found = [("read committed",)]

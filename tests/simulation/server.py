@@ -234,7 +234,7 @@ class Server:
         """A copy of other data, or none at all."""
         return _lua.table() if data is None else _copy(data)
 
-    def keys(self) -> tuple[bytes, ...]:
+    def names(self) -> tuple[bytes, ...]:
         found = _keys(self.data)
         if found is None:
             return ()

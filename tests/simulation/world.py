@@ -255,7 +255,7 @@ class World:
             trusted = self.primary.copied()
             # As after an eviction some time ago: "*" does not know the registers that it has not
             # seen since.
-            (everything,) = (key for key in self.primary.keys() if key.endswith(b":r:*"))
+            (everything,) = (key for key in self.primary.names() if key.endswith(b":r:*"))
             del self.primary.data[everything]
             session.read_all()
             self.now += 2 * self.LEASE
@@ -514,12 +514,13 @@ class World:
         return self._on_socket("cut, but not yet noticed", lambda s: s.cut(drops=False))
 
     def _evict(self) -> bool:
-        keys = self.primary.keys()
+        keys = self.primary.names()
         if self.random() < 0.8:
             keys = tuple(key for key in keys if b":r:" in key)
             if self.database.commits and self.random() < 0.6:
                 # What a commit that is under way depends on.
-                changed = tuple(TABLES[table].encode() for table in self.database.commits[0].tables)
+                tables = self.database.commits[0].tables
+                changed = tuple(TABLES[table].encode() for table in tables)
                 keys = tuple(key for key in keys if key.endswith(changed))
         if not keys:
             return False
@@ -534,7 +535,7 @@ class World:
         return True
 
     def _copy_entry(self) -> bool:
-        entries = [key for key in self.primary.keys() if b":e:" in key]
+        entries = [key for key in self.primary.names() if b":e:" in key]
         if len(entries) < 2:
             return False
         one = entries[int(self.random() * len(entries))]
