@@ -25,6 +25,10 @@ What is assumed, and therefore never happens, is what `docs/explanation/guarante
 - Nobody answers for a server that has been replaced: one that is demoted knows it.
 - Each write is seen at the cursor, and a commit that was acknowledged is visible.
 
+With the policy "open" a write goes through that the cache could not be told of. Then the writing
+process must not miss it, and after each process has reached the cache again nobody may; unless a
+process was killed meanwhile, or does not know what became of its COMMIT.
+
 A read is correct if the database would have answered it so at some moment between the read's
 beginning and its end, with what its own transaction has written; see `actors.Session.check`.
 

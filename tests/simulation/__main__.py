@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import django
 
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
 BLOCK = 5_000
 """Schedules after which a process tells how far it is."""
+
+
+class Kind(NamedTuple):
+    """Which client it is that runs."""
+
+    policy: str
+    mutant: str | None
 
 
 def main() -> int:
@@ -23,17 +34,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first of them")
     parser.add_argument("--processes", type=int, default=1, help="in so many processes")
     parser.add_argument("--mutant", metavar="NAME", help="take this device away; '?' lists them")
+    parser.add_argument(
+        "--policy", choices=["raise", "open"], default="raise", help="ON_CACHE_FAILURE"
+    )
     options = parser.parse_args()
     _set_up()
-    if options.mutant is not None:
-        from tests.simulation.mutants import MUTANTS
-
-        if options.mutant not in MUTANTS:
-            print(*MUTANTS, sep="\n")
-            return 2
+    if options.mutant is not None and options.mutant not in _mutants():
+        print(*_mutants(), sep="\n")
+        return 2
+    kind = Kind(options.policy, options.mutant)
     if options.seed is not None:
-        return _tell(options.seed, options.mutant)
-    return _run(options.first, options.schedules, options.processes, options.mutant)
+        return _tell(options.seed, kind)
+    return _run(options.first, options.schedules, options.processes, kind)
 
 
 def _set_up() -> None:
@@ -41,16 +53,24 @@ def _set_up() -> None:
     django.setup()
 
 
-def _mutated(name: str | None) -> object:
-    from tests.simulation.mutants import MUTANTS
+def _mutants() -> dict[str, Any]:
+    from tests.simulation.mutants import MUTANTS, OPEN_MUTANTS
 
-    return nullcontext() if name is None else MUTANTS[name]()
+    return {**MUTANTS, **OPEN_MUTANTS}
 
 
-def _tell(seed: int, mutant: str | None) -> int:
+@contextlib.contextmanager
+def _world(kind: Kind) -> Iterator[World]:
+    # Not before Django is set up.
     from tests.simulation.world import World
 
-    with _mutated(mutant), World().installed() as world:
+    mutated = contextlib.nullcontext() if kind.mutant is None else _mutants()[kind.mutant]()
+    with mutated, World(kind.policy).installed() as world:
+        yield world
+
+
+def _tell(seed: int, kind: Kind) -> int:
+    with _world(kind) as world:
         world.trace = []
         outcome = world.run(seed)
         print(*world.trace, sep="\n")
@@ -59,13 +79,11 @@ def _tell(seed: int, mutant: str | None) -> int:
     return bool(outcome.violations)
 
 
-def _block(first: int, count: int, mutant: str | None) -> tuple[int, int, list[tuple[int, str]]]:
+def _block(first: int, count: int, kind: Kind) -> tuple[int, int, list[tuple[int, str]]]:
     """Reads, hits and the seeds that fail, with why, of `count` schedules."""
-    from tests.simulation.world import World
-
     reads = hits = 0
     failed = []
-    with _mutated(mutant), World().installed() as world:
+    with _world(kind) as world:
         for seed in range(first, first + count):
             outcome = world.run(seed)
             reads += outcome.reads
@@ -80,12 +98,12 @@ def _blocks(first: int, count: int) -> Iterator[tuple[int, int]]:
         yield begin, min(BLOCK, first + count - begin)
 
 
-def _run(first: int, count: int, processes: int, mutant: str | None) -> int:
+def _run(first: int, count: int, processes: int, kind: Kind) -> int:
     started = time.monotonic()
     done = reads = hits = failures = 0
     with concurrent.futures.ProcessPoolExecutor(processes, initializer=_set_up) as pool:
         waiting = {
-            pool.submit(_block, begin, size, mutant): size for begin, size in _blocks(first, count)
+            pool.submit(_block, begin, size, kind): size for begin, size in _blocks(first, count)
         }
         for block in concurrent.futures.as_completed(waiting):
             more_reads, more_hits, failed = block.result()

@@ -6,6 +6,8 @@ the real ones.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -26,6 +28,9 @@ BEGINNING = (1,) * len(TABLES)
 """That of each schedule."""
 
 
+_VERSION = re.compile(r": (\d+) and (\d+) of its own")
+
+
 class Question(NamedTuple):
     """A query of which each table's number is a part of the answer."""
 
@@ -39,6 +44,18 @@ class Question(NamedTuple):
             f"{TABLES[table]} {row}: {state[table]} and {pending.get(table, 0)} of its own"
             for table, row in self.columns
         )
+
+    def is_answered(self, rows: list[Any], least: Sequence[int], state: State) -> bool:
+        """Whether each part of an answer is a table's number from `least` on, up to `state`."""
+        if len(rows) != 1 or len(rows[0]) != len(self.columns):
+            return False
+        for (table, row), text in zip(self.columns, rows[0], strict=True):
+            match = _VERSION.search(text)
+            if match is None or not text.startswith(f"{TABLES[table]} {row}:"):
+                return False
+            if not least[table] <= int(match[1]) <= state[table] or match[2] != "0":
+                return False
+        return True
 
 
 def _question(name: str, queryset: Any, *columns: tuple[int, int]) -> Question:
@@ -74,10 +91,13 @@ WRITES = tuple(f'UPDATE "{table}" SET "name" = %s WHERE "id" = 1' for table in T
 class Commit:
     """One that was sent and whose end is not known; it lasts no longer than is assumed."""
 
-    __slots__ = ("deadline", "is_orphan", "process", "tables")
+    __slots__ = ("deadline", "is_announced", "is_orphan", "process", "tables")
 
-    def __init__(self, process: Any, tables: tuple[int, ...], deadline: float) -> None:
+    def __init__(
+        self, process: Any, tables: tuple[int, ...], deadline: float, is_announced: bool
+    ) -> None:
         self.process = process
+        self.is_announced = is_announced
         self.tables = tables
         self.deadline = deadline
         self.is_orphan = False
@@ -94,7 +114,8 @@ class Database:
 
     def begin(self, tables: tuple[int, ...]) -> Commit:
         world = self.world
-        commit = Commit(world.process, tables, world.now + world.ASSUMED * world.LEASE)
+        deadline = world.now + world.ASSUMED * world.LEASE
+        commit = Commit(world.process, tables, deadline, world.is_announced())
         self.commits.append(commit)
         return commit
 
@@ -102,6 +123,7 @@ class Database:
         last = self.states[-1]
         self.states.append(tuple(n + (i in commit.tables) for i, n in enumerate(last)))
         self.commits.remove(commit)
+        self.world.committed(commit)
         if self.world.trace is not None:
             self.world.tell(f"database: {self.states[-1]} is committed")
         self.world.observe(0.5)

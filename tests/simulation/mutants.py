@@ -180,3 +180,14 @@ MUTANTS: dict[str, Mutant] = {
         channels.Channels, "run", _with_sockets_kept(channels.Channels.run)
     ),
 }
+
+OPEN_MUTANTS: dict[str, Mutant] = {
+    "unannounced writes are forgotten": _all(
+        _patch(transactions, "owed", lambda route: frozenset()),
+        _patch(transactions, "pay", lambda route: True),
+    ),
+    "a debt is paid without telling the cache": _patch(
+        redis_store.RedisStore, "bump", lambda self, namespace, tables: None
+    ),
+}
+"""Those of the policy "open"."""

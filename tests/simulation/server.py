@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import redis
 from lupa import lua51
 
-from ormcache.stores import channels
 from ormcache.stores import redis as redis_store
 
 if TYPE_CHECKING:
@@ -182,6 +181,8 @@ _run, _copy, _keys, copy_key = (
 )
 _scripts: dict[bytes, Any] = {}
 """Compiled, by their text: the same for all servers that know it."""
+_names: dict[bytes, str] = {}
+"""What the client calls each script, by the server's name for it."""
 
 
 def parse(stream: bytes) -> Iterator[list[bytes]]:
@@ -267,6 +268,9 @@ class Server:
         text = command[2]
         sha = hashlib.sha1(text).hexdigest().encode()
         if text not in _scripts:
+            for known, script in redis_store.SCRIPTS.items():
+                if text.endswith(script.encode()):
+                    _names[sha] = known
             body = text.partition(b"\n")[2] if text.startswith(b"#!lua") else text
             _scripts[text] = (_lua.compile(body), text.startswith(b"#!lua"))
         self.scripts[sha] = _scripts[text]
@@ -411,13 +415,5 @@ def _told(command: list[bytes]) -> str:
     parts = [_SHORT.sub(b"", part).decode("utf-8", "replace") for part in command]
     if command[0] == b"EVALSHA":
         count = int(command[2])
-        parts = [_name_of(command[1]), *parts[3 : 3 + count], "by", *parts[4 + count :]]
+        parts = [_names.get(command[1], "?"), *parts[3 : 3 + count], "by", *parts[4 + count :]]
     return " ".join(parts)
-
-
-def _name_of(sha: bytes) -> str:
-    for name, text in redis_store.SCRIPTS.items():
-        for flags in (b"", channels.FLAGS):
-            if hashlib.sha1(flags + text.encode()).hexdigest().encode() == sha:
-                return name
-    return "?"

@@ -23,7 +23,7 @@ from ormcache.stores import Breaker, breaker, channels
 from ormcache.stores.base import new_nonce
 from ormcache.stores.redis import RedisStore
 from tests.simulation import actors
-from tests.simulation.database import BEGINNING, QUESTIONS, TABLES, Connection, Database
+from tests.simulation.database import BEGINNING, QUESTIONS, TABLES, Commit, Connection, Database
 from tests.simulation.scheduler import Scheduler
 from tests.simulation.server import Pool, Server, Socket, copy_key
 
@@ -92,6 +92,8 @@ class Process:
         self.store._channels._idle.clear()
         self.catalog: dict[str, Any] = {}
         self.catalog_breakers: dict[str, Any] = {}
+        self.floor = list(BEGINNING)
+        """For each table, its last commit that the cache was not told of."""
         self.is_renewing = False
         self.renewed_at = 0.0
         for number, connection in enumerate(self.connections):
@@ -139,6 +141,7 @@ _SERVERS = ("restart", "restart_from_dump", "dump", "promote", "replicate", "for
 _PROFILES = (
     Profile("calm", (), 0.0, 0),
     Profile("slow", ("pass_time",), 0.2, 12),
+    Profile("very slow", ("pass_time",), 0.4, 12),
     Profile("losses", (*_LOSSES, "pass_time"), 0.12, 3),
     Profile("evictions", ("evict",), 0.1, 3),
     Profile("network", (*_NETWORK, "pass_time"), 0.15, 3),
@@ -163,7 +166,9 @@ class World:
     ASSUMED = 0.6
     """A COMMIT takes effect within so many leases of the last look at the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: str = "raise") -> None:
+        self.policy = policy
+        """`ORMCACHE["ON_CACHE_FAILURE"]`."""
         self.trace: list[str] | None = None
         self.scheduler = Scheduler()
         self.rate = 1.0
@@ -193,6 +198,31 @@ class World:
         if self.observer is not None and self.random() < chance:
             self.observer.look(self.questions)
 
+    # --- the policy "open" ---------------------------------------------------------------
+
+    def is_announced(self) -> bool:
+        """Whether the cache was told of the commit that the actor is about to send."""
+        if self.scheduler.current not in self._unannounced:
+            return True
+        self._unannounced.discard(self.scheduler.current)
+        return False
+
+    def committed(self, commit: Commit) -> None:
+        """Note who must not miss a commit that has just taken effect."""
+        latest = self.database.states[-1]
+        for table in commit.tables:
+            if commit.is_announced:
+                self.floor[table] = latest[table]
+            elif commit.is_orphan:
+                # Its process does not know of it, and nobody else does.
+                self._is_debt_lost = True
+            else:
+                commit.process.floor[table] = latest[table]
+
+    def least(self, process: Process) -> tuple[int, ...]:
+        """For each table, the commit that no answer to this process may be older than."""
+        return tuple(map(max, self.floor, process.floor))
+
     # --- setting up ----------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -208,6 +238,13 @@ class World:
             for module in (transactions, leases, breaker):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
+            not_armed = transactions.Bracket._not_armed
+
+            def noted(bracket: Any, error: Any) -> None:
+                self._unannounced.add(self.scheduler.current)
+                not_armed(bracket, error)
+
+            stack.enter_context(mock.patch.object(transactions.Bracket, "_not_armed", noted))
             # Receivers ask questions of a connection that leads nowhere.
             stack.enter_context(mock.patch.object(base, "connection_created", Signal()))
             for owner, names in (
@@ -226,6 +263,7 @@ class World:
                         "LEASE": self.LEASE,
                         "CACHE_ALIAS": "simulated",
                         "CONSISTENCY": "strict",
+                        "ON_CACHE_FAILURE": self.policy,
                     }
                 )
             )
@@ -274,6 +312,10 @@ class World:
         self.faults = 0
         self.stalls = self.lingers = 0.0
         self.profile, self._accidents_left = _PROFILES[0], 0
+        self.floor = list(BEGINNING)
+        """For each table, the last commit that was announced."""
+        self._unannounced: set[Any] = set()
+        self._is_debt_lost = False
         # Most schedules are about one table, so that actors meet.
         is_narrow = rng.random() < 0.6
         self.questions = QUESTIONS[:2] if is_narrow else QUESTIONS
@@ -455,8 +497,22 @@ class World:
         self._enter(self.processes[0])
         self.tell("the end")
         self.observer.look(QUESTIONS)
+        if self.policy == "open" and not self._is_debt_lost:
+            self._settle()
         if self.random() < 0.05:
             self._recover()
+
+    def _settle(self) -> None:
+        """When all processes have reached the cache, nothing is old any more."""
+        self.now += 2 * self.LEASE
+        for process in self.processes:
+            self._enter(process)
+            actors.Session(self, process, CONNECTIONS - 1).read_all()
+            self._flush(process)
+        while self.ready:
+            self.ready[0].deliver()
+        self.floor[:] = self.database.states[-1]
+        self.observer.look(QUESTIONS)
 
     def _recover(self) -> None:
         """A lease later, with nothing wrong any more, everything is cached again."""
@@ -622,6 +678,7 @@ class World:
             if socket.process is process:
                 # What was sent has left the process; the kernel delivers it, or not.
                 socket.cut(drops=self.random() < 0.5)
+        self._is_debt_lost |= bool(process.debts)
         process.reset()
         return True
 
