@@ -16,7 +16,7 @@ import django
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-BLOCK = 5_000
+BLOCK = 2_000
 """Schedules after which a process tells how far it is."""
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -159,6 +160,17 @@ _STALLS = (0.0, 0.0, 0.06, 0.15)
 """How likely it is at each step that an actor is held up: long enough for others to do much."""
 
 
+@contextlib.contextmanager
+def _untraced() -> Iterator[None]:
+    """What measures coverage would be confused by greenlets, and is slow."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
 class World:
     """All there is. One object runs any number of schedules, one after the other."""
 
@@ -235,6 +247,7 @@ class World:
             return using if isinstance(using, BaseDatabaseWrapper) else get_connection(using)
 
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_untraced())
             for module in (transactions, leases, breaker):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
