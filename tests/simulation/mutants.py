@@ -1,0 +1,193 @@
+"""The client and its scripts with one device taken away.
+
+With each of them the simulation must find a wrong answer, or else it would prove nothing. They are
+made here, by patches and by other texts of the scripts: nothing that is shipped knows of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest import mock
+
+from ormcache import leases, reads, transactions
+from ormcache.stores import channels
+from ormcache.stores import redis as redis_store
+
+Mutant = Callable[[], AbstractContextManager[object]]
+
+
+def _scripts(old: str, new: str, *names: str) -> Mutant:
+    """Other scripts: in those of these names, or in all, `new` stands for `old`."""
+
+    def mutant() -> AbstractContextManager[object]:
+        scripts = dict(redis_store.SCRIPTS)
+        for name in names or ("read", "arm", "finish"):
+            assert old in scripts[name], f"{name} has no {old!r}"
+            scripts[name] = scripts[name].replace(old, new)
+        return mock.patch.object(redis_store, "SCRIPTS", scripts)
+
+    return mutant
+
+
+def _patch(owner: Any, name: str, replacement: Any) -> Mutant:
+    return lambda: mock.patch.object(owner, name, replacement)
+
+
+def _all(*mutants: Mutant) -> Mutant:
+    @contextlib.contextmanager
+    def all_of_them() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for mutant in mutants:
+                stack.enter_context(mutant())
+            yield
+
+    return all_of_them
+
+
+# --- transactions --------------------------------------------------------------------------
+
+
+def _arm_after(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`transactions.announce`, whose bracket arms when it ends."""
+
+    def announce(connection: Any, state: Any, tables: Any) -> Any:
+        route = state.route(connection, transactions.current())
+        bracket = transactions._bracket(route, tables)
+
+        class Late:
+            def end(self, *, known: bool = True) -> None:
+                with contextlib.suppress(transactions.CacheUnreachable):
+                    bracket.arm()
+                bracket.end(known=known)
+
+        return Late()
+
+    return announce
+
+
+def _without_own_writes(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`reads._restrain`, which does not know what its transaction has written."""
+
+    def restrain(plan: Any, connection: Any, state: Any, *args: Any) -> Any:
+        dirty, state.dirty = state.dirty, set()
+        try:
+            return original(plan, connection, state, *args)
+        finally:
+            state.dirty = dirty
+
+    return restrain
+
+
+def _with_registers_read_late(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`reads._store`, which asks for the registers only now."""
+
+    def store(route: Any, plan: Any, vector: str, *args: Any) -> Any:
+        lookup = reads.look_up(route, plan)
+        return original(route, plan, lookup.vector or vector, *args)
+
+    return store
+
+
+# --- the store -----------------------------------------------------------------------------
+
+
+def _with_sockets_kept(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Channels.run`, which goes on with a socket whose answer did not come in time."""
+
+    def run(self: Any, work: Any, *args: Any) -> Any:
+        kept = self._idle[-1] if self._idle else None
+        try:
+            return original(self, work, *args)
+        except channels.CacheTimeout:
+            if kept is not None:
+                kept._connection._error = None
+                self._idle.append(kept)
+            raise
+
+    return run
+
+
+@contextlib.contextmanager
+def _one_incarnation() -> Iterator[None]:
+    """Keys that are the same whichever server it is."""
+    original = redis_store.RedisStore._prefix
+
+    def prefix(self: Any, namespace: str, channel: Any) -> str:
+        return original(self, namespace, channel).replace(channel.incarnation, "one")
+
+    with mock.patch.object(redis_store.RedisStore, "_prefix", prefix):
+        yield
+
+
+_LOST = """      if ends > clock() then
+        redis.call('HSET', key, 'd', 'Q=' .. ends)
+      end"""
+_BIRTH = """,
+    'd', 'Q=' .. clock() + lease)"""
+_OTHERS = "if id ~= ARGV[4] then"
+_NOTE = "redis.call('HSETNX', KEYS[1], 't:' .. string.match(KEYS[i], ':r:(.*)$'), 1)"
+_COMPARE = "string.sub(entry, 1, #head) == head then\n    return entry"
+
+MUTANTS: dict[str, Mutant] = {
+    "no quarantine of a lost register": _scripts(_LOST, ""),
+    "no quarantine of a lost namespace": _all(
+        _scripts(_BIRTH, ")"), _scripts("'b', clock(), 'l', lease", "'b', 0, 'l', lease")
+    ),
+    "arm does not note the register": _scripts(_NOTE, "", "arm"),
+    "no lease": _scripts("(clock() + lease)", "clock()", "arm"),
+    "a lease is not renewed": _patch(leases.Keeper, "renew", lambda self: None),
+    "nobody looks how old an announcement is": _patch(
+        transactions.Bracket, "_is_fresh", lambda self: True
+    ),
+    "finish takes all intents away": _scripts(_OTHERS, "if false then", "finish"),
+    "arm takes other intents away": _scripts(_OTHERS, "if false then", "arm"),
+    "keys without the incarnation": lambda: _one_incarnation(),
+    "scripts do not ask which server this is": _scripts(redis_store._script("incarnation"), ""),
+    "a snapshot is stored": _patch(transactions, "_isolation", lambda connection, state: None),
+    "registers are read after the query": _patch(
+        reads, "_store", _with_registers_read_late(reads._store)
+    ),
+    "no new nonce for a commit": _all(
+        _scripts("'n', nonce, 'd', table", "'d', table", "arm"),
+        _scripts("redis.call('HSET', KEYS[i], 'n', nonce)", "", "finish"),
+    ),
+    "an entry is served under any vector": _scripts(
+        _COMPARE, "true then\n    return head .. string.match(entry, '|(.*)$')", "read"
+    ),
+    "an entry is served under any name": _scripts(
+        _COMPARE,
+        "string.sub(entry, 41, #head) == string.sub(head, 41) then\n"
+        "    return head .. string.sub(entry, #head + 1)",
+        "read",
+    ),
+    "arm after the commit": _patch(transactions, "announce", _arm_after(transactions.announce)),
+    "transactions announce nothing": _patch(
+        transactions, "_announce_commit", lambda connection, state: None
+    ),
+    "finish though the outcome is unknown": _patch(
+        transactions, "outcome_is_known", lambda connection, error: True
+    ),
+    "commit though the announcement failed": _patch(
+        transactions.Bracket, "_not_armed", lambda self, error: None
+    ),
+    "what the transaction has written is read from the cache": _patch(
+        reads, "_restrain", _without_own_writes(reads._restrain)
+    ),
+    "a socket is used again after a timeout": _patch(
+        channels.Channels, "run", _with_sockets_kept(channels.Channels.run)
+    ),
+}
+
+OPEN_MUTANTS: dict[str, Mutant] = {
+    "unannounced writes are forgotten": _all(
+        _patch(transactions, "owed", lambda route: frozenset()),
+        _patch(transactions, "pay", lambda route: True),
+    ),
+    "a debt is paid without telling the cache": _patch(
+        redis_store.RedisStore, "bump", lambda self, namespace, tables: None
+    ),
+}
+"""Those of the policy "open"."""
