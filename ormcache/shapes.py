@@ -397,7 +397,8 @@ def _options(query: Any) -> tuple[Any, ...]:
     options = query.model._meta
     if query.order_by or not query.default_ordering:
         return (options.db_table,)
-    return (options.db_table, *options.ordering)
+    # Django takes None for none.
+    return (options.db_table, *(options.ordering or ()))
 
 
 def _sources(query: Any) -> tuple[Any, ...]:
