@@ -26,6 +26,7 @@ from ormcache import (
     replicas,
     tables,
     transactions,
+    verification,
 )
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
@@ -347,31 +348,28 @@ def execute_sql(
             _report(compiler, "skip", plan.reason, plan)
             return _run(original, compiler, plan, result_type, chunk_size)
         lookup, plan, result = _ask(compiler, plan, route, settings)
+        if result is not None and not (route.verify and verification.is_due(route.verify)):
+            _report(compiler, "hit", None, plan)
+            return _given(result, result_type, chunk_size)
+        plan = complete(compiler, plan, settings)
     except EmptyResultSet:
         return iter([]) if result_type == MULTI else None
-    if result is not None:
-        _report(compiler, "hit", None, plan)
-        if result_type == MULTI:
-            return codec.chunks(result, chunk_size)
-        return result.rows[0] if result.rows else None
+    run = functools.partial(_run, original, compiler, plan, result_type, chunk_size)
     if lookup.vector is None:
-        answer = _run(original, compiler, plan, result_type, chunk_size)
+        answer = run()
         _report(compiler, "skip", lookup.reason, plan)
         return answer
-    behind = replicas.why_not_store(connection, state, route, plan.registers, lookup.vector)
-    answer = _run(original, compiler, plan, result_type, chunk_size)
-    if behind is None and replicas.has_moved(state, route):
-        behind = Reason.REPLICA_UNKNOWN
-    # The statement may have been the first on a new connection: now its isolation is known.
-    reason = (
-        plan.reason
-        or behind
-        or transactions.why_not_store(connection, state, path)
-        or (Reason.SESSION if state.route(connection, settings) is not route else None)
-        or why_not_store(connection, state, route, plan, lookup.vector, has_run=True)[0]
-        or _store(route, plan, lookup.vector, result_type, answer, settings)
-    )
-    _report(compiler, "miss", reason, plan)
+    read = _Read(compiler, result_type, state, route, settings, path, plan, lookup.vector)
+    if result is not None and not route.is_shadow:
+        _report(compiler, "hit", None, plan)
+        return _given(_verified(read, result), result_type, chunk_size)
+    answer, reason = _from_database(read, run)
+    if result is not None:
+        _report(compiler, "shadow hit", None, plan)
+        _compare_shadow(read, result, answer, reason)
+    else:
+        reason = reason or _store(route, plan, lookup.vector, result_type, answer, settings)
+        _report(compiler, "miss", reason, plan)
     return answer
 
 
@@ -415,6 +413,113 @@ def _ask(
     if template is not None:
         template.missed = result is None
     return lookup, plan, result
+
+
+def _given(result: codec.Result, result_type: str, chunk_size: int) -> Any:
+    """What ``execute_sql`` returns of an answer."""
+    if result_type == MULTI:
+        return codec.chunks(result, chunk_size)
+    return result.rows[0] if result.rows else None
+
+
+class _Read(NamedTuple):
+    """A read that asks the database although the cache could have answered, or could next time."""
+
+    compiler: Any
+    result_type: str
+    state: ConnectionState
+    route: Route
+    settings: Settings
+    path: str
+    """The search path when the query was looked up."""
+    plan: Plan
+    vector: str
+
+
+def _from_database(read: _Read, run: Callable[[], _T]) -> tuple[_T, Reason | None]:
+    """What ``run`` returns, and why it must be neither stored nor compared with what is."""
+    connection = read.compiler.connection
+    state, route, plan = read.state, read.route, read.plan
+    behind = replicas.why_not_store(connection, state, route, plan.registers, read.vector)
+    answer = run()
+    if behind is None and replicas.has_moved(state, route):
+        behind = Reason.REPLICA_UNKNOWN
+    # The statement may have been the first on a new connection: now its isolation is known.
+    reason = (
+        plan.reason
+        or behind
+        or transactions.why_not_store(connection, state, read.path)
+        or (Reason.SESSION if state.route(connection, read.settings) is not route else None)
+        or why_not_store(connection, state, route, plan, read.vector, has_run=True)[0]
+    )
+    return answer, reason
+
+
+def _verified(read: _Read, result: codec.Result) -> codec.Result:
+    """``result``, or what the database says if that differs. Raises Mismatch."""
+    plan = read.plan
+    assert plan.sql is not None
+    ask = functools.partial(
+        verification.ask,
+        read.compiler,
+        read.state,
+        plan.sql,
+        plan.params,
+        is_single=read.result_type == SINGLE,
+    )
+    try:
+        (rows, is_one_of_many), reason = _from_database(read, ask)
+        is_right = _compare(read, result, rows, reason, is_one_of_many=is_one_of_many)
+    except verification.Unverified as doubt:
+        verification.doubt(read.route, plan.tables, str(doubt))
+        return result
+    return result if is_right else codec.Result(rows, result.chunk_type)
+
+
+def _compare_shadow(read: _Read, result: codec.Result, answer: Any, reason: Reason | None) -> None:
+    """Compare what would have been given with ``answer``, which is. Raises Mismatch."""
+    try:
+        rows = _result(read.result_type, answer).rows
+        _compare(read, result, rows, reason)
+    except NotEncodable:
+        verification.doubt(read.route, read.plan.tables, Reason.NOT_ENCODABLE)
+    except verification.Unverified as doubt:
+        verification.doubt(read.route, read.plan.tables, str(doubt))
+
+
+def _compare(
+    read: _Read,
+    result: codec.Result,
+    rows: list[tuple[Any, ...]],
+    reason: Reason | None,
+    *,
+    is_one_of_many: bool = False,
+) -> bool:
+    """Whether ``rows`` are those of ``result``. Raises Unverified and Mismatch."""
+    if reason is not None:
+        raise verification.Unverified(reason)
+    plan = read.plan
+    return verification.conclude(
+        verification.Hit(
+            read.compiler, plan.tables, plan.entry, plan.sql or "", plan.params, result.rows
+        ),
+        rows,
+        read.route,
+        read.settings,
+        is_one_of_many=is_one_of_many,
+        is_unchanged=functools.partial(_is_unchanged, read),
+    )
+
+
+def _is_unchanged(read: _Read) -> bool:
+    """Whether no write has been announced, by any program, since the query was looked up."""
+    if read.settings.FENCE is not None:
+        # What the query saw may have been written by those who announce it there.
+        connection = read.compiler.connection
+        reason = fence.why_not_trust(connection, read.route, read.settings, at_once=True)
+        if reason is not None:
+            return False
+    return look_up(read.route, read.plan).vector == read.vector
 
 
 def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
@@ -519,17 +624,24 @@ def why_not_store(
     return None if is_known else Reason.CATALOG_UNKNOWN, ""
 
 
+def _result(result_type: str, answer: Any) -> codec.Result:
+    """The inverse of :func:`_given`. Raises NotEncodable."""
+    if result_type != MULTI:
+        return codec.Result([] if answer is None else [answer], "")
+    if type(answer) is not list:
+        # Another package returns rows of its own making.
+        raise NotEncodable("rows in something else than a list")
+    return codec.from_chunks(answer)
+
+
 def _store(
     route: Route, plan: Plan, vector: str, result_type: str, answer: Any, settings: Settings
 ) -> Reason | None:
     """Store the answer; returns why not."""
-    if result_type == MULTI:
-        if type(answer) is not list:
-            # Another package returns rows of its own making.
-            return Reason.NOT_ENCODABLE
-        result = codec.from_chunks(answer)
-    else:
-        result = codec.Result([] if answer is None else [answer], "")
+    try:
+        result = _result(result_type, answer)
+    except NotEncodable:
+        return Reason.NOT_ENCODABLE
     limit = settings.MAX_RESULT_BYTES
     # No value takes less than a byte: do not encode what cannot fit.
     if result.rows and len(result.rows) * len(result.rows[0]) > limit:

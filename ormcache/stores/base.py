@@ -75,6 +75,10 @@ class Store(abc.ABC):
         """Store ``payload`` under the vector of an earlier :meth:`read`; may not be awaited."""
 
     @abc.abstractmethod
+    def drop(self, namespace: str, entry: str) -> None:
+        """Remove an entry; it is no error if there is none."""
+
+    @abc.abstractmethod
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         """Announce a commit, before it is sent. Once more with the same intent renews it."""
 

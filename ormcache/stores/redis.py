@@ -185,6 +185,13 @@ class RedisStore(Store):
         key = self._parts(namespace, channel, ()).prefix + b"e:" + entry.encode()
         return channel.send_later(pack(b"SET", key, value, *expiry))
 
+    def drop(self, namespace: str, entry: str) -> None:
+        self._channels.run(self._remove, namespace, entry)
+
+    def _remove(self, channel: Channel, namespace: str, entry: str) -> None:
+        prefix = self._parts(namespace, channel, ()).prefix
+        channel.call(pack(b"DEL", prefix + b"e:" + entry.encode()))
+
     # --- writing ---------------------------------------------------------------------------
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
