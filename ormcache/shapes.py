@@ -214,6 +214,8 @@ class Template:
 
     def restore(self, compiler: Any) -> None:
         """Give ``compiler`` what ``as_sql()`` would have worked out."""
+        if not compiler.query.alias_map:
+            compiler.query.get_initial_alias()
         for name, value in zip(_COMPILED, self.compiled, strict=True):
             setattr(compiler, name, value)
 

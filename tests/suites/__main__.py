@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 verdict = _judge(suite, stack, name, outcomes, known)
                 used.update(explanation for _, explanation in verdict.explained)
                 good = good and not verdict.unexplained and not outcomes[name].mismatches
-                if not outcomes[name].reads.get("hit"):
+                if not outcomes[name].hits:
                     print("  No hit: this run says nothing.")
                     good = False
     return 0 if good else 1

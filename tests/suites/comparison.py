@@ -60,13 +60,18 @@ class Outcomes:
         if self.tests.get(test, Outcome("passed")).outcome == "passed":
             self.tests[test] = outcome
 
+    @property
+    def hits(self) -> int:
+        """Reads of tables that were served from the cache, or compared with what it has."""
+        return self.reads.get("hit", 0) + self.reads.get("verified", 0)
+
     def summary(self) -> str:
         """One line for people."""
         counts: dict[str, int] = {}
         for outcome in self.tests.values():
             counts[outcome.outcome] = counts.get(outcome.outcome, 0) + 1
         words = [f"{number} {what}" for what, number in sorted(counts.items())]
-        hits = f", {self.reads.get('hit', 0)} hits" if self.reads else ""
+        hits = f", {self.hits} hits" if self.reads else ""
         return f"{', '.join(words)}{hits} ({self.seconds:.0f} s)"
 
 

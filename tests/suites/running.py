@@ -88,7 +88,7 @@ def started(stack: Stack) -> Iterator[dict[str, int]]:
 
 
 def settings(
-    suite: Suite, stack: Stack, ports: dict[str, int], number: int, directory: Path
+    suite: Suite, stack: Stack, name: str, ports: dict[str, int], number: int
 ) -> dict[str, Any]:
     """The settings of one run, of which each has databases and a cache of its own."""
     if stack.name == "sqlite":
@@ -117,7 +117,7 @@ def settings(
         "CACHES": {"default": cache},
         "TEST_RUNNER": "ormcache_suites.Runner",
         # The quarantine of what is new in Redis ends soon enough for hits.
-        "ORMCACHE": {"LEASE": 0.2},
+        "ORMCACHE": {"LEASE": 0.2, "MODE": "shadow" if name == "verifying" else "serve"},
     }
 
 
@@ -159,7 +159,7 @@ def run(
                 order = {
                     "run": name,
                     "outcomes": str(directory / f"{suite.name}-{stack.name}-{name}.jsonl"),
-                    "settings": settings(suite, stack, ports, number, directory),
+                    "settings": settings(suite, stack, name, ports, number),
                     "in_transactions": in_transactions,
                 }
                 try:

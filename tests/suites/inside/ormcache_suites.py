@@ -11,6 +11,7 @@ The variable ORMCACHE_SUITE holds, as JSON, what `tests.suites.running` says.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -20,6 +21,7 @@ import sys
 import threading
 import traceback
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,15 @@ def _message(error: Any) -> str:
     return "".join(traceback.format_exception_only(kind, value)).strip()
 
 
-class _Outcomes:
+class Outcomes:
     """Mixed into a result of unittest."""
+
+    running = ""
+    """The test that began last."""
+
+    def startTest(self, test: Any) -> None:
+        Outcomes.running = test.id()
+        super().startTest(test)  # type: ignore[misc]
 
     def _note(self, test: Any, outcome: str, error: Any = None) -> None:
         trace = "".join(traceback.format_exception(*error)) if error else ""
@@ -118,7 +127,7 @@ class Runner(DiscoverRunner):
 
     def get_resultclass(self) -> Any:
         base = super().get_resultclass() or unittest.TextTestResult
-        return type("Result", (_Outcomes, base), {})
+        return type("Result", (Outcomes, base), {})
 
     def run_suite(self, suite: Any, **kwargs: Any) -> Any:
         result = super().run_suite(suite, **kwargs)
@@ -143,10 +152,23 @@ def add_ormcache() -> None:
             # In place: the list is kept by who is about to run the tests.
             settings.INSTALLED_APPS.append("ormcache")
         setup(*args, **kwargs)
-        if ORDER["run"] == "serving":
-            echo()
+        watch_mismatches()
+        echo()
 
     django.setup = setup_with_ormcache
+
+
+@functools.cache
+def watch_mismatches() -> None:
+    """Write down what the cache would have answered otherwise than the database."""
+    from ormcache.signals import mismatch_found
+
+    def note(sql: str, params: Any, cached: Any, truth: Any, **kwargs: Any) -> None:
+        record().write(
+            mismatch=f"{Outcomes.running}: {cached!r} instead of {truth!r}: {sql} {params!r}",
+        )
+
+    mismatch_found.connect(note, weak=False)
 
 
 class _Stored(threading.local):
@@ -160,7 +182,7 @@ def echo() -> None:
     """Have each answer that was just stored read back from the cache, and that one used.
 
     Most tests ask nothing twice: few hits would show whether an answer outlives the way through
-    the cache.
+    the cache. Where the database answers again, nobody is to notice.
     """
     from ormcache import reads
 
@@ -181,11 +203,23 @@ def echo() -> None:
             return answer
         # As it was before: compiling leaves traces in a query.
         second = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
-        answer = execute_sql(original, second, *args, **kwargs)
+        with _unnoticed(compiler.connection):
+            answer = execute_sql(original, second, *args, **kwargs)
         vars(compiler).update({k: v for k, v in vars(second).items() if k != "query"})
         return answer
 
     reads._store, reads.execute_sql = note, echoing
+
+
+@contextlib.contextmanager
+def _unnoticed(connection: Any) -> Iterator[None]:
+    """Keep queries from those who count them."""
+    log, wrappers = connection.queries_log, connection.execute_wrappers
+    connection.queries_log, connection.execute_wrappers = type(log)(maxlen=log.maxlen), []
+    try:
+        yield
+    finally:
+        connection.queries_log, connection.execute_wrappers = log, wrappers
 
 
 # --- tests whose writes are committed ------------------------------------------------------
@@ -230,6 +264,8 @@ def commit_in_tests() -> None:
                 return
 
     TestCase._databases_support_transactions = never
+    # To connect anew for each test would take most of the time.
+    TestCase._should_reload_connections = lambda self: False
     TestCase._fixture_setup = setup(TestCase._fixture_setup.__func__)
     TransactionTestCase._fixture_teardown = teardown
 

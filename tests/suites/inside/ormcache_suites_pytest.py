@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ormcache_suites import HAS_ORMCACHE, ORDER, commit_in_tests, record
+from ormcache_suites import ORDER, Outcomes, add_ormcache, commit_in_tests, record
 
 settings: Any = importlib.import_module("tests.settings")
 vars(settings).update(ORDER["settings"])
-if HAS_ORMCACHE:
-    settings.INSTALLED_APPS.append("ormcache")
 _ended: dict[str, tuple[str, str, str]] = {}
 
 
 def pytest_configure() -> None:
+    add_ormcache()
     commit_in_tests()
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    Outcomes.running = nodeid
 
 
 def pytest_runtest_logreport(report: Any) -> None:
