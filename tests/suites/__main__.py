@@ -77,8 +77,8 @@ def _judge(
     print(f"  without: {without.summary()}")
     print(f"  with:    {found.summary()}")
     print(
-        f"  {len(verdict.fewer_queries)} tests count fewer queries, {len(verdict.explained)} other "
-        f"differences are explained, {len(verdict.unexplained)} are not; "
+        f"  {len(verdict.fewer_queries)} tests count fewer queries, {len(verdict.explained)} "
+        f"other differences are explained, {len(verdict.unexplained)} are not; "
         f"{len(found.mismatches)} mismatches"
     )
     for difference in verdict.unexplained:

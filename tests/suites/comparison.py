@@ -86,16 +86,14 @@ class Difference(NamedTuple):
     def counts_queries(self) -> bool:
         """Whether the test says no more than that there were fewer queries."""
         found = _COUNTED.match(self.with_ormcache.message)
-        return bool(
-            self.without.outcome == "passed" and found and int(found[1]) < int(found[2])
-        )
+        return bool(self.without.outcome == "passed" and found and int(found[1]) < int(found[2]))
 
     def __str__(self) -> str:
         return f"{self.test}\n    without: {self.without}\n    with:    {self.with_ormcache}"
 
 
 def differences(without: Outcomes, with_ormcache: Outcomes) -> list[Difference]:
-    """The tests that end otherwise. What a failing test says does not matter, but that it fails."""
+    """The tests that end otherwise. What one says that fails in both does not matter."""
     found = []
     for test in sorted(without.tests.keys() | with_ormcache.tests.keys()):
         pair = without.tests.get(test, ABSENT), with_ormcache.tests.get(test, ABSENT)

@@ -53,8 +53,16 @@ def unpacked(source: Source) -> Path:
             with tarfile.open(archive) as members:
                 members.extractall(Path(temporary) / "unpacked", filter="data")
             (content,) = (Path(temporary) / "unpacked").iterdir()
+            _add_metadata(content, source.name)
             shutil.move(content, place)
     return place
+
+
+def _add_metadata(content: Path, name: str) -> None:
+    """Let importlib.metadata find the release where it lies: some ask for their own version."""
+    metadata = content / f"{name.replace('-', '_')}.egg-info"
+    metadata.mkdir(exist_ok=True)
+    shutil.copy(content / "PKG-INFO", metadata)
 
 
 def _download(source: Source, into: Path) -> Path:

@@ -9,12 +9,10 @@ from ormcache_suites import ORDER, Outcomes, add_ormcache, commit_in_tests, reco
 
 settings: Any = importlib.import_module("tests.settings")
 vars(settings).update(ORDER["settings"])
+# Before pytest-django sets Django up.
+add_ormcache()
+commit_in_tests()
 _ended: dict[str, tuple[str, str, str]] = {}
-
-
-def pytest_configure() -> None:
-    add_ormcache()
-    commit_in_tests()
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

@@ -3,8 +3,6 @@
 from ormcache_suites import ORDER
 
 SECRET_KEY = "django_tests_secret_key"
-# A fast one.
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 USE_TZ = False
 
