@@ -15,7 +15,7 @@ import math
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -40,12 +40,24 @@ class Verdict(enum.Enum):
 
 
 class Order(NamedTuple):
-    """What a query says about the order of its rows."""
+    """What a query says about the order of its rows, and which of them it wants."""
 
     keys: tuple[int, ...] = ()
     """Positions of columns by which the rows are ordered first, in this order."""
     is_total: bool = False
     """Whether it leaves no two rows in either order."""
+    start: int = 0
+    """How many rows it leaves out before the first."""
+    end: int | None = None
+    """How many it counts before it ends, with those it leaves out."""
+
+    def is_sliced(self) -> bool:
+        """Whether the query has a LIMIT or an OFFSET of its own."""
+        return self.start > 0 or self.end is not None
+
+    def leaves_out(self, count: int) -> bool:
+        """Whether there may be other rows than these ``count``."""
+        return self.start > 0 or (self.end is not None and count >= self.end)
 
 
 # --- what the text says --------------------------------------------------------------------
@@ -118,14 +130,15 @@ def order_of(compiler: Any) -> Order:
         compiler: any one of the query; it is left as it is.
     """
     query = compiler.query.chain()
+    unknown = Order((), False, query.low_mark, query.high_mark)
     if query.combinator or query.distinct_fields:
-        return Order()
+        return unknown
     own = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
     try:
         extra, order_by, group_by = own.pre_sql_setup()
     except Exception:
         # A compiler of another kind.
-        return Order()
+        return unknown
     if group_by and own._meta_ordering:
         # Django leaves it out of the text.
         order_by = []
@@ -138,7 +151,7 @@ def order_of(compiler: Any) -> Order:
         keys.append(selected.index(expression))
     is_total = not group_by and _is_one_row_each(query) and _names_a_row(query, by)
     is_whole = not extra and 0 < len(selected) <= len(set(keys))
-    return Order(tuple(keys), is_total or is_whole)
+    return unknown._replace(keys=tuple(keys), is_total=is_total or is_whole)
 
 
 def _source(expression: Any) -> Any:
@@ -196,7 +209,13 @@ def digest(rows: Sequence[Row]) -> str:
 
 
 def compare(
-    cached: list[Row], truth: list[Row], text: str, compiler: Any, *, is_one_of_many: bool = False
+    cached: list[Row],
+    truth: list[Row],
+    text: str,
+    vendor: str,
+    order_known: Callable[[], Order],
+    *,
+    is_one_of_many: bool = False,
 ) -> Verdict:
     """Compare what the cache has with what the database says.
 
@@ -204,23 +223,23 @@ def compare(
         cached: rows, as the codec has decoded them.
         truth: rows, as the driver gives them.
         text: the SQL of the query.
-        compiler: any compiler of the query; it is left as it is.
+        vendor: the kind of database.
+        order_known: tells the order of the query, where that matters.
         is_one_of_many: whether only the first of several rows was asked for.
     """
     old, new = _exact(cached), _exact(truth)
     if old == new:
         return Verdict.SAME
-    query, vendor = compiler.query, compiler.connection.vendor
-    if _leaves_open(text, vendor, is_sliced=query.is_sliced):
+    order = order_known()
+    if _leaves_open(text, vendor, is_sliced=order.is_sliced()):
         return Verdict.UNDETERMINED
     if len(old) != len(new):
         return Verdict.DIFFERENT
-    order = order_of(compiler)
     if _keys(cached, order) != _keys(truth, order):
         return Verdict.DIFFERENT
     if Counter(old) == Counter(new):
         return Verdict.DIFFERENT if order.is_total else Verdict.SAME
-    if not order.is_total and (is_one_of_many or _is_cut(query, len(new))):
+    if not order.is_total and (is_one_of_many or order.leaves_out(len(new))):
         return Verdict.UNDETERMINED
     if _sums(text) and _are_close(cached, truth):
         return Verdict.ROUNDED
@@ -250,13 +269,6 @@ def _keys(rows: Sequence[Row], order: Order) -> list[Row]:
             count -= 1
             break
     return [tuple(row[position] for position in order.keys[:count]) for row in rows]
-
-
-def _is_cut(query: Any, count: int) -> bool:
-    """Whether a slice has left rows out, as far as ``count`` of them tell."""
-    if query.low_mark:
-        return True
-    return query.high_mark is not None and count >= query.high_mark
 
 
 def _are_close(cached: Sequence[Row], truth: Sequence[Row]) -> bool:

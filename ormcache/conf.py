@@ -168,6 +168,7 @@ class Settings:
     )
     MODE: Literal["serve", "shadow"] = _choice("serve", "serve", "shadow")
     VERIFY: float = _share(0)
+    AUDIT: float = _share(0)
     ON_MISMATCH: Literal["log", "raise"] = _choice("log", "log", "raise")
     LEASE: float = _seconds(10)
     SOCKET_TIMEOUT: float = _seconds(1)

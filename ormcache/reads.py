@@ -23,11 +23,13 @@ from ormcache import (
     fence,
     functions,
     keys,
+    notes,
     replicas,
     tables,
     transactions,
     verification,
 )
+from ormcache.comparison import Order, order_of
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
@@ -359,16 +361,22 @@ def execute_sql(
         answer = run()
         _report(compiler, "skip", lookup.reason, plan)
         return answer
-    read = _Read(compiler, result_type, state, route, settings, path, plan, lookup.vector)
+    is_single = result_type == SINGLE
+    read = Read(
+        *(connection, state, route, settings, path, plan, lookup.vector, is_single),
+        model=compiler.query.model,
+        width=compiler.col_count if is_single or compiler.has_extra_select else None,
+        order=functools.partial(order_of, compiler),
+    )
     if result is not None and not route.is_shadow:
         _report(compiler, "hit", None, plan)
-        return _given(_verified(read, result), result_type, chunk_size)
-    answer, reason = _from_database(read, run)
+        return _given(verification.verified(read, result), result_type, chunk_size)
+    answer, reason = read.from_database(run)
     if result is not None:
         _report(compiler, "shadow hit", None, plan)
-        _compare_shadow(read, result, answer, reason)
+        verification.shadow(read, result, functools.partial(_taken, answer, result_type), reason)
     else:
-        reason = reason or _store(route, plan, lookup.vector, result_type, answer, settings)
+        reason = reason or _store(read, functools.partial(_taken, answer, result_type))
         _report(compiler, "miss", reason, plan)
     return answer
 
@@ -422,11 +430,10 @@ def _given(result: codec.Result, result_type: str, chunk_size: int) -> Any:
     return result.rows[0] if result.rows else None
 
 
-class _Read(NamedTuple):
-    """A read that asks the database although the cache could have answered, or could next time."""
+class Read(NamedTuple):
+    """A read that asks the database although the cache has an answer, or could next time."""
 
-    compiler: Any
-    result_type: str
+    connection: Any
     state: ConnectionState
     route: Route
     settings: Settings
@@ -434,92 +441,41 @@ class _Read(NamedTuple):
     """The search path when the query was looked up."""
     plan: Plan
     vector: str
+    """The registers then."""
+    is_single: bool
+    """Whether only the first row is wanted."""
+    model: Any
+    width: int | None
+    """How many columns Django keeps of each row; None for all."""
+    order: Callable[[], Order]
+    """Tells in which order the rows are."""
 
+    def from_database(self, run: Callable[[], _T]) -> tuple[_T, Reason | None]:
+        """What ``run`` returns, and why it must be neither stored nor compared with what is."""
+        connection, state, route, plan = self.connection, self.state, self.route, self.plan
+        behind = replicas.why_not_store(connection, state, route, plan.registers, self.vector)
+        answer = run()
+        if behind is None and replicas.has_moved(state, route):
+            behind = Reason.REPLICA_UNKNOWN
+        # The statement may have been the first on a new connection: now its isolation is known.
+        reason = (
+            plan.reason
+            or behind
+            or transactions.why_not_store(connection, state, self.path)
+            or (Reason.SESSION if state.route(connection, self.settings) is not route else None)
+            or why_not_store(connection, state, route, plan, self.vector, has_run=True)[0]
+        )
+        return answer, reason
 
-def _from_database(read: _Read, run: Callable[[], _T]) -> tuple[_T, Reason | None]:
-    """What ``run`` returns, and why it must be neither stored nor compared with what is."""
-    connection = read.compiler.connection
-    state, route, plan = read.state, read.route, read.plan
-    behind = replicas.why_not_store(connection, state, route, plan.registers, read.vector)
-    answer = run()
-    if behind is None and replicas.has_moved(state, route):
-        behind = Reason.REPLICA_UNKNOWN
-    # The statement may have been the first on a new connection: now its isolation is known.
-    reason = (
-        plan.reason
-        or behind
-        or transactions.why_not_store(connection, state, read.path)
-        or (Reason.SESSION if state.route(connection, read.settings) is not route else None)
-        or why_not_store(connection, state, route, plan, read.vector, has_run=True)[0]
-    )
-    return answer, reason
-
-
-def _verified(read: _Read, result: codec.Result) -> codec.Result:
-    """``result``, or what the database says if that differs. Raises Mismatch."""
-    plan = read.plan
-    assert plan.sql is not None
-    ask = functools.partial(
-        verification.ask,
-        read.compiler,
-        read.state,
-        plan.sql,
-        plan.params,
-        is_single=read.result_type == SINGLE,
-    )
-    try:
-        (rows, is_one_of_many), reason = _from_database(read, ask)
-        is_right = _compare(read, result, rows, reason, is_one_of_many=is_one_of_many)
-    except verification.Unverified as doubt:
-        verification.doubt(read.route, plan.tables, str(doubt))
-        return result
-    return result if is_right else codec.Result(rows, result.chunk_type)
-
-
-def _compare_shadow(read: _Read, result: codec.Result, answer: Any, reason: Reason | None) -> None:
-    """Compare what would have been given with ``answer``, which is. Raises Mismatch."""
-    try:
-        rows = _result(read.result_type, answer).rows
-        _compare(read, result, rows, reason)
-    except NotEncodable:
-        verification.doubt(read.route, read.plan.tables, Reason.NOT_ENCODABLE)
-    except verification.Unverified as doubt:
-        verification.doubt(read.route, read.plan.tables, str(doubt))
-
-
-def _compare(
-    read: _Read,
-    result: codec.Result,
-    rows: list[tuple[Any, ...]],
-    reason: Reason | None,
-    *,
-    is_one_of_many: bool = False,
-) -> bool:
-    """Whether ``rows`` are those of ``result``. Raises Unverified and Mismatch."""
-    if reason is not None:
-        raise verification.Unverified(reason)
-    plan = read.plan
-    return verification.conclude(
-        verification.Hit(
-            read.compiler, plan.tables, plan.entry, plan.sql or "", plan.params, result.rows
-        ),
-        rows,
-        read.route,
-        read.settings,
-        is_one_of_many=is_one_of_many,
-        is_unchanged=functools.partial(_is_unchanged, read),
-    )
-
-
-def _is_unchanged(read: _Read) -> bool:
-    """Whether no write has been announced, by any program, since the query was looked up."""
-    if read.settings.FENCE is not None:
-        # What the query saw may have been written by those who announce it there.
-        connection = read.compiler.connection
-        reason = fence.why_not_trust(connection, read.route, read.settings, at_once=True)
-        if reason is not None:
+    def is_unchanged(self) -> bool:
+        """Whether no write has been announced, by any program, since the query was looked up."""
+        settings = self.settings
+        # What the database has just shown may have been announced there.
+        if settings.FENCE is not None and fence.why_not_trust(
+            self.connection, self.route, settings, at_once=True
+        ):
             return False
-    return look_up(read.route, read.plan).vector == read.vector
+        return look_up(self.route, self.plan).vector == self.vector
 
 
 def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
@@ -624,7 +580,7 @@ def why_not_store(
     return None if is_known else Reason.CATALOG_UNKNOWN, ""
 
 
-def _result(result_type: str, answer: Any) -> codec.Result:
+def _taken(answer: Any, result_type: str) -> codec.Result:
     """The inverse of :func:`_given`. Raises NotEncodable."""
     if result_type != MULTI:
         return codec.Result([] if answer is None else [answer], "")
@@ -634,19 +590,15 @@ def _result(result_type: str, answer: Any) -> codec.Result:
     return codec.from_chunks(answer)
 
 
-def _store(
-    route: Route, plan: Plan, vector: str, result_type: str, answer: Any, settings: Settings
-) -> Reason | None:
+def _store(read: Read, answer: Callable[[], codec.Result]) -> Reason | None:
     """Store the answer; returns why not."""
-    try:
-        result = _result(result_type, answer)
-    except NotEncodable:
-        return Reason.NOT_ENCODABLE
+    route, plan, settings = read.route, read.plan, read.settings
     limit = settings.MAX_RESULT_BYTES
-    # No value takes less than a byte: do not encode what cannot fit.
-    if result.rows and len(result.rows) * len(result.rows[0]) > limit:
-        return Reason.TOO_LARGE
     try:
+        result = answer()
+        # No value takes less than a byte: do not encode what cannot fit.
+        if result.rows and len(result.rows) * len(result.rows[0]) > limit:
+            return Reason.TOO_LARGE
         payload = codec.encode(result)
     except NotEncodable:
         return Reason.NOT_ENCODABLE
@@ -657,11 +609,33 @@ def _store(
         return Reason.CACHE_UNREACHABLE
     try:
         timeout = policies.of(plan.tables, settings).timeout(route.timeout)
-        store.fill(route.namespace, plan.entry, vector, payload, timeout)
+        if settings.AUDIT and verification.is_due(settings.AUDIT):
+            store.note(route.namespace, plan.entry, _note(read), timeout)
+        store.fill(route.namespace, plan.entry, read.vector, payload, timeout)
     except CacheError:
         breaker.failed()
         return Reason.CACHE_UNREACHABLE
     return None
+
+
+def _note(read: Read) -> bytes:
+    """What it takes to ask the query again; b"" if that cannot be written down."""
+    plan = read.plan
+    try:
+        return notes.dump(
+            notes.Note(
+                *(plan.entry, context_of(read.route, read.path), plan.sql or "", plan.params),
+                *(plan.tables, tuple(sorted(plan.elsewhere)), plan.key, tuple(plan.registers)),
+                *(read.width, read.is_single, read.order()),
+            )
+        )
+    except NotEncodable:
+        return b""
+
+
+def context_of(route: Route, path: str) -> str:
+    """What an answer depends on besides its SQL, in words that are the same in all processes."""
+    return repr((codec.FORMAT, route.context, path))
 
 
 def _report(compiler: Any, outcome: str, reason: Reason | None, plan: Plan | None = None) -> None:

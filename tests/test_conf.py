@@ -24,6 +24,7 @@ DEFAULTS = {
     "CONSISTENCY": "auto",
     "MODE": "serve",
     "VERIFY": 0,
+    "AUDIT": 0,
     "ON_MISMATCH": "log",
     "LEASE": 10,
     "SOCKET_TIMEOUT": 1,
@@ -47,6 +48,7 @@ RIGHT: dict[str, list[Any]] = {
     "CONSISTENCY": ["auto", "strict", "standard"],
     "MODE": ["serve", "shadow"],
     "VERIFY": [0, 0.001, 1, 1.0],
+    "AUDIT": [0, 0.001, 1, 1.0],
     "ON_MISMATCH": ["log", "raise"],
     "LEASE": [0.5, 60],
     "SOCKET_TIMEOUT": [0.1, 5],
@@ -70,6 +72,7 @@ WRONG: dict[str, list[Any]] = {
     "CONSISTENCY": ["Strict", "", None, True, ["auto"]],
     "MODE": ["Shadow", "", None, True, "off"],
     "VERIFY": ["1", None, True, False, -0.1, 1.1, float("nan"), [], 1j],
+    "AUDIT": ["1", None, True, False, -0.1, 1.1, float("nan"), [], 1j],
     "ON_MISMATCH": ["ignore", None, True, []],
     "LEASE": NO_NUMBER,
     "SOCKET_TIMEOUT": NO_NUMBER,
@@ -258,7 +261,7 @@ def test_wrong_settings_raise_an_error_that_names_each_problem() -> None:
         "ORMCACHE['TIMEOUT'] is '1h'. It must be a number of seconds above 0, or None for no "
         "expiry."
     )
-    assert second.startswith("ORMCACHE has an unknown option 'LEESE'. Known options: CACHE_ALIAS,")
+    assert second.startswith("ORMCACHE has an unknown option 'LEESE'. Known options: AUDIT,")
 
 
 def test_wrong_settings_are_reported_each_time() -> None:

@@ -150,14 +150,14 @@ def test_a_write_that_commits_meanwhile_is_no_mismatch(
 ) -> None:
     verifying.warm(names(using))
     counters.reset()
-    ask = verification.ask
+    ask = verification._ask
 
     def after_a_write(*args: Any, **kwargs: Any) -> Any:
         with session(using):
             Author.objects.using(using).update(name="new")
         return ask(*args, **kwargs)
 
-    monkeypatch.setattr(verification, "ask", after_a_write)
+    monkeypatch.setattr(verification, "_ask", after_a_write)
     names(using)()
     assert of("tests_author", using) == {"hit": 1, "unverified: registers changed": 1}
     assert found == []
