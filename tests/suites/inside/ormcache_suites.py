@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import django
+from django.test import TestCase
 from django.test.runner import DiscoverRunner
 
 ORDER: dict[str, Any] = json.loads(os.environ["ORMCACHE_SUITE"])
@@ -83,8 +84,12 @@ class Outcomes:
     running = ""
     """The test that began last."""
 
+    is_test_case = False
+    """Whether it would be in a transaction of its own."""
+
     def startTest(self, test: Any) -> None:
         Outcomes.running = test.id()
+        Outcomes.is_test_case = isinstance(test, TestCase)
         super().startTest(test)  # type: ignore[misc]
 
     def _note(self, test: Any, outcome: str, error: Any = None) -> None:
@@ -229,7 +234,7 @@ def _unnoticed(connection: Any) -> Iterator[None]:
 def commit_in_tests() -> None:
     """Treat each TestCase as Django does on a database without transactions."""
     from django.db import Error, connections
-    from django.test import TestCase, TransactionTestCase
+    from django.test import TransactionTestCase
 
     if ORDER["in_transactions"]:
         return
@@ -264,11 +269,43 @@ def commit_in_tests() -> None:
                 beginning.clear()
                 return
 
+    _count_queries_as_in_a_transaction()
     TestCase._databases_support_transactions = never
     # To connect anew for each test would take most of the time.
     TestCase._should_reload_connections = lambda self: False
     TestCase._fixture_setup = setup(TestCase._fixture_setup.__func__)
     TransactionTestCase._fixture_teardown = teardown
+
+
+def _count_queries_as_in_a_transaction() -> None:
+    """Keep BEGIN and COMMIT from tests that count queries, where they expect neither.
+
+    In the transaction of a TestCase, `atomic(savepoint=False)` needs no statement.
+    """
+    from django.db.transaction import Atomic, get_connection
+
+    enter, leave = Atomic.__enter__, Atomic.__exit__
+    outermost: set[Any] = set()
+
+    def __enter__(self: Any) -> None:
+        connection = get_connection(self.using)
+        if connection.in_atomic_block or self.savepoint or not Outcomes.is_test_case:
+            enter(self)
+            return
+        with _unnoticed(connection):
+            enter(self)
+        outermost.add(connection)
+
+    def __exit__(self: Any, *exception: Any) -> None:
+        connection = get_connection(self.using)
+        if connection not in outermost or len(connection.atomic_blocks) > 1:
+            leave(self, *exception)
+            return
+        outermost.discard(connection)
+        with _unnoticed(connection):
+            leave(self, *exception)
+
+    Atomic.__enter__, Atomic.__exit__ = __enter__, __exit__
 
 
 class _Beginning:
