@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.suite == "projects" and labels:
         suites = tuple(suite for suite in suites if suite.name in labels)
         labels = []
-    known, used = explanations(), set()
+    known = explanations()
     good = True
     for stack in map(STACKS.get, options.stack or STACKS):
         assert stack is not None
@@ -38,7 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for name in options.run or RUNS[1:]:
                 verdict = _judge(suite, stack, name, outcomes, known)
-                used.update(explanation for _, explanation in verdict.explained)
                 good = good and not verdict.unexplained and not outcomes[name].mismatches
                 if not outcomes[name].hits:
                     print("  No hit: this run says nothing.")
