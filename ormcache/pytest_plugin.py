@@ -18,13 +18,16 @@ import pytest
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.cache import caches
+from django.core.cache.backends.dummy import DummyCache
 from django.core.signals import setting_changed
-from django.db import models
+from django.db import DEFAULT_DB_ALIAS, models
 from django.test.utils import override_settings
 
 import ormcache
 from ormcache import relations, sql
+from ormcache.conf import current
 from ormcache.reasons import Reason
+from ormcache.routers.namespaces import cache_alias_of
 from ormcache.signals import mismatch_found, query_read, tables_invalidated
 
 _CACHE = "ormcache-tests"
@@ -82,12 +85,20 @@ def _ormcache_mode(request: pytest.FixtureRequest) -> Iterator[None]:
     if mode == "on" or not _is_in_use():
         yield
         return
-    # Without caching, too, writes are announced: not to a server, which need not be there.
-    changes = _own_cache() | {"ENABLED": False}
+    # Not another cache than the project's if that can be helped: a test with settings of its own
+    # has to hear of what the others have written.
+    changes: dict[str, Any] = {"ENABLED": False}
     if mode == "verify":
+        changes = _own_cache() if _has_dummy() else {}
         changes |= {"ENABLED": True, "MODE": "shadow", "ON_MISMATCH": "raise"}
     with override_settings(ORMCACHE=_with(changes)):
         yield
+
+
+def _has_dummy() -> bool:
+    """Whether nothing can be cached in the cache of the project."""
+    alias = cache_alias_of(DEFAULT_DB_ALIAS, current())
+    return isinstance(caches[alias], DummyCache)
 
 
 def _with(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,9 +268,13 @@ def orm_cache(settings: Any) -> Iterator[OrmCache]:
     """
     if not _is_in_use():
         pytest.fail('"ormcache" is not in INSTALLED_APPS.', pytrace=False)
+    usual = _with({})
     settings.ORMCACHE = _with(_own_cache() | {"ENABLED": True, "MODE": "serve"})
     yield OrmCache()
     caches[_CACHE].clear()
+    settings.ORMCACHE = usual
+    # The cache of the other tests has heard nothing of what this one has written.
+    ormcache.flush()
 
 
 # --- verifying a suite ---------------------------------------------------------------------

@@ -152,28 +152,6 @@ def test_when_verifying_the_database_answers(run: Run, arguments: list[str], ini
     result.assert_outcomes(passed=4)
 
 
-def test_in_tests_no_cache_has_to_answer(run: Run, pytester: pytest.Pytester) -> None:
-    tests = """
-    @committing
-    def test_it():
-        Book.objects.create(title="a")
-        assert ormcache.statistics()["default"]["shop_book"] == {"invalidated": 1}
-    """
-    pytester.makepyfile(
-        broken="""
-        from django.core.cache.backends.locmem import LocMemCache
-        class Cache(LocMemCache):
-            def __init__(self, *args): raise AssertionError
-        """
-    )
-    result = run(
-        tests,
-        cache='locmem.LocMemCache"}, "broken": {"BACKEND": "broken.Cache',
-        options={"CACHE_ALIAS": "broken"},
-    )
-    result.assert_outcomes(passed=1)
-
-
 def test_another_mode_is_an_error(run: Run) -> None:
     result = run("", ini="ormcache = of")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -242,9 +220,7 @@ def test_the_fixture_caches_in_a_place_of_its_own(run: Run, mode: str, cache: st
         assert settings.ORMCACHE["TIMEOUT"] == 7
     """
     expected = {"off": False, "on": None, "verify": True}[mode]
-    options = {"TIMEOUT": 7, "DATABASES": {"default": {"TIMEOUT": 9, "CACHE_ALIAS": "x"}}}
-    if mode == "on":
-        options["DATABASES"] = {"default": {"TIMEOUT": 9}}
+    options = {"TIMEOUT": 7, "DATABASES": {"default": {"TIMEOUT": 9, "CACHE_ALIAS": "default"}}}
     result = run(
         tests.replace("EXPECTED", repr(expected)),
         ini=f"ormcache = {mode}",
@@ -252,6 +228,28 @@ def test_the_fixture_caches_in_a_place_of_its_own(run: Run, mode: str, cache: st
         cache=cache,
     )
     result.assert_outcomes(passed=5)
+
+
+def test_other_tests_are_told_of_what_a_test_with_the_fixture_has_written(run: Run) -> None:
+    tests = """
+    @pytest.fixture(scope="module", autouse=True)
+    def rows(django_db_setup, django_db_blocker):
+        with django_db_blocker.unblock():
+            Book.objects.create(title="first")
+            assert Book.objects.count() == Book.objects.count() == 1
+
+    @committing
+    def test_that_writes(orm_cache):
+        assert Book.objects.count() == 1
+        Book.objects.create(title="second")
+        assert Book.objects.count() == 2
+
+    @committing
+    def test_that_comes_later():
+        # Django has emptied the tables.
+        assert Book.objects.count() == 0
+    """
+    run(tests, ini="ormcache = on").assert_outcomes(passed=2)
 
 
 def test_what_is_expected_in_vain_fails_with_all_there_is_to_know(run: Run) -> None:
