@@ -64,6 +64,14 @@ def _own_timeout() -> Any:
     return _timeout(Inherited.INHERITED)
 
 
+def _share(default: float) -> Any:
+    return _option(
+        default,
+        "a number from 0 (none) to 1 (all)",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+    )
+
+
 def _choice(default: str, *choices: str) -> Any:
     return _option(
         default,
@@ -158,6 +166,10 @@ class Settings:
     CONSISTENCY: Literal["auto", "strict", "standard"] = _choice(
         "auto", "auto", "strict", "standard"
     )
+    MODE: Literal["serve", "shadow"] = _choice("serve", "serve", "shadow")
+    VERIFY: float = _share(0)
+    AUDIT: float = _share(0)
+    ON_MISMATCH: Literal["log", "raise"] = _choice("log", "log", "raise")
     LEASE: float = _seconds(10)
     SOCKET_TIMEOUT: float = _seconds(1)
     ON_CACHE_FAILURE: Literal["raise", "open"] = _choice("raise", "raise", "open")

@@ -62,7 +62,9 @@ class LiveCursors:
         if not writes:
             self._cursors.add(cursor)
             return result
-        wrapper.cursor = FetchedRows(cursor)
+        # The statement is checked and committed only now; Django expects errors of its own.
+        with wrapper.db.wrap_database_errors:
+            wrapper.cursor = FetchedRows(cursor)
         return wrapper.cursor if result is cursor else result
 
     def fetch(self, wrapper: Any, name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,3 +38,10 @@ class NotEncodable(OrmcacheError, TypeError):
 
 class Corrupt(OrmcacheError, ValueError):
     """A cache entry does not decode. Never leaves ormcache: it counts as a miss."""
+
+
+class Mismatch(OrmcacheError, AssertionError):
+    """The cache would have answered otherwise than the database, and no write can be the reason.
+
+    Raised only where ``ORMCACHE["ON_MISMATCH"]`` is ``"raise"``, as it should be in tests.
+    """

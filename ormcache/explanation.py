@@ -25,7 +25,7 @@ class Explanation:
 
     using: str
     cached: bool
-    """Whether it would be answered from the cache."""
+    """Whether the cache has its answer, which the next read is given."""
     cacheable: bool
     """Whether its answer would be stored if it were run."""
     reason: Reason | None
@@ -41,9 +41,13 @@ class Explanation:
     cache_alias: str
     mode: str
     """``"strict"``, ``"standard"`` or ``"off"``."""
+    shadow: bool = False
+    """Whether the database is asked although it is cached: ``MODE`` is ``"shadow"``."""
 
     def __str__(self) -> str:
-        if self.cached:
+        if self.cached and self.shadow:
+            state = "cached, but MODE is shadow: the next read is answered from the database"
+        elif self.cached:
             state = "cached: the next read is answered from the cache"
         elif self.cacheable:
             state = "not cached yet: the next read stores its answer, if that can be stored"
@@ -156,4 +160,5 @@ def _explanation(
         namespace=route.namespace,
         cache_alias=route.cache_alias,
         mode=route.store.mode if route.store is not None else "off",
+        shadow=route.is_shadow,
     )

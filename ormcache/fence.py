@@ -92,10 +92,13 @@ _breakers: dict[str, Breaker] = {}
 """Of primaries that are asked for their replicas' sake, by alias."""
 
 
-def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason | None:
+def why_not_trust(
+    connection: Any, route: Route, settings: Settings, *, at_once: bool = False
+) -> Reason | None:
     """Why the cache may not be believed just now, as far as the fence tells; None if it may.
 
-    Looks into the fence if that is due, on ``connection`` or, for a replica, on its primary's.
+    Looks into the fence if that is due, or in any case ``at_once``, on ``connection`` or, for a
+    replica, on its primary's.
     Call it after :func:`ormcache.transactions.why_not_read`.
     """
     if settings.FENCE is None:
@@ -105,7 +108,7 @@ def why_not_trust(connection: Any, route: Route, settings: Settings) -> Reason |
         connection = connections[route.lags_behind]
     state = state_of(connection)
     last = _looks.get(_place(connection, state, route))
-    if last is not None and now - last.at < settings.FENCE:
+    if last is not None and not at_once and now - last.at < settings.FENCE:
         return None
     if route.lags_behind is not None:
         return _look_on_primary(connection, state, route, now)

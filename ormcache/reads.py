@@ -23,10 +23,13 @@ from ormcache import (
     fence,
     functions,
     keys,
+    notes,
     replicas,
     tables,
     transactions,
+    verification,
 )
+from ormcache.comparison import Order, order_of
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
 from ormcache.policies import policies
@@ -347,31 +350,34 @@ def execute_sql(
             _report(compiler, "skip", plan.reason, plan)
             return _run(original, compiler, plan, result_type, chunk_size)
         lookup, plan, result = _ask(compiler, plan, route, settings)
+        if result is not None and not (route.verify and verification.is_due(route.verify)):
+            _report(compiler, "hit", None, plan)
+            return _given(result, result_type, chunk_size)
+        plan = complete(compiler, plan, settings)
     except EmptyResultSet:
         return iter([]) if result_type == MULTI else None
-    if result is not None:
-        _report(compiler, "hit", None, plan)
-        if result_type == MULTI:
-            return codec.chunks(result, chunk_size)
-        return result.rows[0] if result.rows else None
+    run = functools.partial(_run, original, compiler, plan, result_type, chunk_size)
     if lookup.vector is None:
-        answer = _run(original, compiler, plan, result_type, chunk_size)
+        answer = run()
         _report(compiler, "skip", lookup.reason, plan)
         return answer
-    behind = replicas.why_not_store(connection, state, route, plan.registers, lookup.vector)
-    answer = _run(original, compiler, plan, result_type, chunk_size)
-    if behind is None and replicas.has_moved(state, route):
-        behind = Reason.REPLICA_UNKNOWN
-    # The statement may have been the first on a new connection: now its isolation is known.
-    reason = (
-        plan.reason
-        or behind
-        or transactions.why_not_store(connection, state, path)
-        or (Reason.SESSION if state.route(connection, settings) is not route else None)
-        or why_not_store(connection, state, route, plan, lookup.vector, has_run=True)[0]
-        or _store(route, plan, lookup.vector, result_type, answer, settings)
+    is_single = result_type == SINGLE
+    read = Read(
+        *(connection, state, route, settings, path, plan, lookup.vector, is_single),
+        model=compiler.query.model,
+        width=compiler.col_count if is_single or compiler.has_extra_select else None,
+        order=functools.partial(order_of, compiler),
     )
-    _report(compiler, "miss", reason, plan)
+    if result is not None and not route.is_shadow:
+        _report(compiler, "hit", None, plan)
+        return _given(verification.verified(read, result), result_type, chunk_size)
+    answer, reason = read.from_database(run)
+    if result is not None:
+        _report(compiler, "shadow hit", None, plan)
+        verification.shadow(read, result, functools.partial(_taken, answer, result_type), reason)
+    else:
+        reason = reason or _store(read, functools.partial(_taken, answer, result_type))
+        _report(compiler, "miss", reason, plan)
     return answer
 
 
@@ -415,6 +421,61 @@ def _ask(
     if template is not None:
         template.missed = result is None
     return lookup, plan, result
+
+
+def _given(result: codec.Result, result_type: str, chunk_size: int) -> Any:
+    """What ``execute_sql`` returns of an answer."""
+    if result_type == MULTI:
+        return codec.chunks(result, chunk_size)
+    return result.rows[0] if result.rows else None
+
+
+class Read(NamedTuple):
+    """A read that asks the database although the cache has an answer, or could next time."""
+
+    connection: Any
+    state: ConnectionState
+    route: Route
+    settings: Settings
+    path: str
+    """The search path when the query was looked up."""
+    plan: Plan
+    vector: str
+    """The registers then."""
+    is_single: bool
+    """Whether only the first row is wanted."""
+    model: Any
+    width: int | None
+    """How many columns Django keeps of each row; None for all."""
+    order: Callable[[], Order]
+    """Tells in which order the rows are."""
+
+    def from_database(self, run: Callable[[], _T]) -> tuple[_T, Reason | None]:
+        """What ``run`` returns, and why it must be neither stored nor compared with what is."""
+        connection, state, route, plan = self.connection, self.state, self.route, self.plan
+        behind = replicas.why_not_store(connection, state, route, plan.registers, self.vector)
+        answer = run()
+        if behind is None and replicas.has_moved(state, route):
+            behind = Reason.REPLICA_UNKNOWN
+        # The statement may have been the first on a new connection: now its isolation is known.
+        reason = (
+            plan.reason
+            or behind
+            or transactions.why_not_store(connection, state, self.path)
+            or (Reason.SESSION if state.route(connection, self.settings) is not route else None)
+            or why_not_store(connection, state, route, plan, self.vector, has_run=True)[0]
+        )
+        return answer, reason
+
+    def is_unchanged(self) -> bool:
+        """Whether no write has been announced, by any program, since the query was looked up."""
+        settings = self.settings
+        # What the database has just shown may have been announced there.
+        if settings.FENCE is not None and fence.why_not_trust(
+            self.connection, self.route, settings, at_once=True
+        ):
+            return False
+        return look_up(self.route, self.plan).vector == self.vector
 
 
 def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
@@ -519,22 +580,25 @@ def why_not_store(
     return None if is_known else Reason.CATALOG_UNKNOWN, ""
 
 
-def _store(
-    route: Route, plan: Plan, vector: str, result_type: str, answer: Any, settings: Settings
-) -> Reason | None:
+def _taken(answer: Any, result_type: str) -> codec.Result:
+    """The inverse of :func:`_given`. Raises NotEncodable."""
+    if result_type != MULTI:
+        return codec.Result([] if answer is None else [answer], "")
+    if type(answer) is not list:
+        # Another package returns rows of its own making.
+        raise NotEncodable("rows in something else than a list")
+    return codec.from_chunks(answer)
+
+
+def _store(read: Read, answer: Callable[[], codec.Result]) -> Reason | None:
     """Store the answer; returns why not."""
-    if result_type == MULTI:
-        if type(answer) is not list:
-            # Another package returns rows of its own making.
-            return Reason.NOT_ENCODABLE
-        result = codec.from_chunks(answer)
-    else:
-        result = codec.Result([] if answer is None else [answer], "")
+    route, plan, settings = read.route, read.plan, read.settings
     limit = settings.MAX_RESULT_BYTES
-    # No value takes less than a byte: do not encode what cannot fit.
-    if result.rows and len(result.rows) * len(result.rows[0]) > limit:
-        return Reason.TOO_LARGE
     try:
+        result = answer()
+        # No value takes less than a byte: do not encode what cannot fit.
+        if result.rows and len(result.rows) * len(result.rows[0]) > limit:
+            return Reason.TOO_LARGE
         payload = codec.encode(result)
     except NotEncodable:
         return Reason.NOT_ENCODABLE
@@ -545,11 +609,33 @@ def _store(
         return Reason.CACHE_UNREACHABLE
     try:
         timeout = policies.of(plan.tables, settings).timeout(route.timeout)
-        store.fill(route.namespace, plan.entry, vector, payload, timeout)
+        if settings.AUDIT and verification.is_due(settings.AUDIT):
+            store.note(route.namespace, plan.entry, _note(read), timeout)
+        store.fill(route.namespace, plan.entry, read.vector, payload, timeout)
     except CacheError:
         breaker.failed()
         return Reason.CACHE_UNREACHABLE
     return None
+
+
+def _note(read: Read) -> bytes:
+    """What it takes to ask the query again; b"" if that cannot be written down."""
+    plan = read.plan
+    try:
+        return notes.dump(
+            notes.Note(
+                *(plan.entry, context_of(read.route, read.path), plan.sql or "", plan.params),
+                *(plan.tables, tuple(sorted(plan.elsewhere)), plan.key, tuple(plan.registers)),
+                *(read.width, read.is_single, read.order()),
+            )
+        )
+    except NotEncodable:
+        return b""
+
+
+def context_of(route: Route, path: str) -> str:
+    """What an answer depends on besides its SQL, in words that are the same in all processes."""
+    return repr((codec.FORMAT, route.context, path))
 
 
 def _report(compiler: Any, outcome: str, reason: Reason | None, plan: Plan | None = None) -> None:

@@ -225,6 +225,8 @@ class Template:
 
     def restore(self, compiler: Any) -> None:
         """Give ``compiler`` what ``as_sql()`` would have worked out."""
+        if not compiler.query.alias_map:
+            compiler.query.get_initial_alias()
         for name, value in zip(_COMPILED, self.compiled, strict=True):
             setattr(compiler, name, value)
 
@@ -415,7 +417,8 @@ def _options(query: Any) -> tuple[Any, ...]:
     options = query.model._meta
     if query.order_by or not query.default_ordering:
         return (options.db_table,)
-    return (options.db_table, *options.ordering)
+    # Django takes None for none.
+    return (options.db_table, *(options.ordering or ()))
 
 
 def _sources(query: Any) -> tuple[Any, ...]:

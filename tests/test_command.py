@@ -45,7 +45,7 @@ def test_a_subcommand_is_required() -> None:
 
 
 @pytest.mark.parametrize(
-    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["protocol"]]
+    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["audit"], ["protocol"]]
 )
 def test_an_unknown_database_is_named_with_those_that_are_known(subcommand: list[str]) -> None:
     with pytest.raises(CommandError, match=r"no database 'nowhere'\. Known aliases: default"):
@@ -54,7 +54,7 @@ def test_an_unknown_database_is_named_with_those_that_are_known(subcommand: list
 
 @on_databases("default", transaction=True)
 @pytest.mark.parametrize(
-    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["protocol"]]
+    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["audit"], ["protocol"]]
 )
 def test_wrong_settings_are_an_error_without_a_traceback(
     settings: Any, using: str, subcommand: list[str]

@@ -22,6 +22,10 @@ DEFAULTS = {
     "KEY_PREFIX": "",
     "NAMESPACE": None,
     "CONSISTENCY": "auto",
+    "MODE": "serve",
+    "VERIFY": 0,
+    "AUDIT": 0,
+    "ON_MISMATCH": "log",
     "LEASE": 10,
     "SOCKET_TIMEOUT": 1,
     "ON_CACHE_FAILURE": "raise",
@@ -42,6 +46,10 @@ RIGHT: dict[str, list[Any]] = {
     "KEY_PREFIX": ["", "my.site_1-x", "A"],
     "NAMESPACE": [None, "a.b", repr],
     "CONSISTENCY": ["auto", "strict", "standard"],
+    "MODE": ["serve", "shadow"],
+    "VERIFY": [0, 0.001, 1, 1.0],
+    "AUDIT": [0, 0.001, 1, 1.0],
+    "ON_MISMATCH": ["log", "raise"],
     "LEASE": [0.5, 60],
     "SOCKET_TIMEOUT": [0.1, 5],
     "ON_CACHE_FAILURE": ["raise", "open"],
@@ -62,6 +70,10 @@ WRONG: dict[str, list[Any]] = {
     "KEY_PREFIX": [None, 1, "a b", "a:b", "a{b}", "a\n", "é", "٣"],
     "NAMESPACE": [1, "", "nodots", ["a.b"], False],
     "CONSISTENCY": ["Strict", "", None, True, ["auto"]],
+    "MODE": ["Shadow", "", None, True, "off"],
+    "VERIFY": ["1", None, True, False, -0.1, 1.1, float("nan"), [], 1j],
+    "AUDIT": ["1", None, True, False, -0.1, 1.1, float("nan"), [], 1j],
+    "ON_MISMATCH": ["ignore", None, True, []],
     "LEASE": NO_NUMBER,
     "SOCKET_TIMEOUT": NO_NUMBER,
     "ON_CACHE_FAILURE": ["ignore", "fence", None, True, []],
@@ -249,7 +261,7 @@ def test_wrong_settings_raise_an_error_that_names_each_problem() -> None:
         "ORMCACHE['TIMEOUT'] is '1h'. It must be a number of seconds above 0, or None for no "
         "expiry."
     )
-    assert second.startswith("ORMCACHE has an unknown option 'LEESE'. Known options: CACHE_ALIAS,")
+    assert second.startswith("ORMCACHE has an unknown option 'LEESE'. Known options: AUDIT,")
 
 
 def test_wrong_settings_are_reported_each_time() -> None:

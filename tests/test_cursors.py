@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import IntegrityError, connections
 
 from ormcache import signals
 from tests.factories import AuthorFactory
 from tests.interleaving import session
 from tests.marks import on_databases
-from tests.models import Author
+from tests.models import Author, Book
 from tests.watching import Watch
 
 on_sqlite = on_databases("default", transaction=True)
@@ -51,6 +51,14 @@ def test_reader_told_of_a_new_row_sees_it(cached: Watch) -> None:
         signals.tables_invalidated.disconnect(ask)
     assert seen == [1]
     assert Author.objects.count() == 1
+
+
+@on_sqlite
+def test_a_foreign_key_that_leads_nowhere_is_an_error_of_django(cached: Watch) -> None:
+    """In autocommit it is checked when the row is fetched."""
+    with pytest.raises(IntegrityError):
+        Book.objects.create(title="nobody's", author_id=1_000_000)
+    assert elsewhere(Book.objects.count) == 0
 
 
 @on_sqlite

@@ -278,6 +278,10 @@ REST = """
     "changes, text",
     [
         ({"cached": True}, "cached: the next read is answered from the cache" + REST),
+        (
+            {"cached": True, "shadow": True},
+            "cached, but MODE is shadow: the next read is answered from the database" + REST,
+        ),
         ({}, "not cached yet: the next read stores its answer, if that can be stored" + REST),
         (
             {"cacheable": False, "reason": Reason.ITERATOR},

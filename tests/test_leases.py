@@ -138,7 +138,7 @@ class FakeStore(Store):
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         self.calls.append(("finish", intent))
 
-    read = fill = bump = status = arm  # type: ignore[assignment]
+    read = fill = drop = bump = status = arm  # type: ignore[assignment]
 
 
 class Passive(Keeper):

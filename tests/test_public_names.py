@@ -63,6 +63,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 def test_the_signals() -> None:
     assert {name for name, value in vars(signals).items() if type(value) is signals.Signal} == {
+        "mismatch_found",
         "query_read",
         "tables_invalidated",
     }
@@ -79,6 +80,7 @@ def test_the_errors() -> None:
         "CacheError",
         "CacheTimeout",
         "CacheUnreachable",
+        "Mismatch",
         "NotEncodable",
         "Corrupt",
     }

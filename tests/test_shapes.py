@@ -222,6 +222,13 @@ def test_common_queries_leave_templates(rows: models.QuerySet[Any]) -> None:
     assert compiled(rows).leaves_template
 
 
+def test_an_ordering_of_none_is_no_ordering(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Author.objects.all()
+    shape = shape_of(rows)
+    monkeypatch.setattr(Author._meta, "ordering", None)
+    assert shape_of(rows) == shape is not None
+
+
 def test_count_and_exists_leave_templates() -> None:
     for question in (Book.objects.count, Book.objects.filter(pages=1).exists):
         assert [query.leaves_template for query in compiling(question)] == [True]

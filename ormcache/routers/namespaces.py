@@ -62,6 +62,10 @@ class Route:
     """By how many seconds at most, if that is declared."""
     has_tenants: bool = False
     """Whether some alias of the same data is one of django-tenants."""
+    verify: float = 0
+    """The share of hits that are run on the database, too; see :mod:`ormcache.verification`."""
+    is_shadow: bool = False
+    """Whether the database answers even what the cache could."""
 
 
 def route(connection: Any, settings: Settings, chosen_text: str | None = None) -> Route:
@@ -99,6 +103,8 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
         lags_behind=primary.alias if lags else None,
         max_lag=database.MAX_LAG,
         has_tenants=_has_tenants(connection, settings),
+        verify=1 if settings.MODE == "shadow" else settings.VERIFY,
+        is_shadow=settings.MODE == "shadow",
     )
 
 

@@ -19,6 +19,7 @@ from ormcache.stores.standard import StandardStore
 __all__ = [
     "EVERYTHING",
     "Breaker",
+    "LocMemStore",
     "Lookup",
     "Store",
     "breaker_for",

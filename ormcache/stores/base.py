@@ -12,7 +12,7 @@ import abc
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ormcache.reasons import Reason
@@ -73,6 +73,23 @@ class Store(abc.ABC):
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
     ) -> None:
         """Store ``payload`` under the vector of an earlier :meth:`read`; may not be awaited."""
+
+    def note(  # noqa: B027 - most stores cannot give it back
+        self, namespace: str, entry: str, note: bytes, timeout: float | None
+    ) -> None:
+        """Keep a note of the query beside its entry; nothing is kept if it is empty."""
+
+    def noted(self, namespace: str) -> Iterator[str] | None:
+        """The names of the entries that have a note, in no order; None if none can be listed."""
+        return None
+
+    def note_of(self, namespace: str, entry: str) -> bytes | None:
+        """The note of an entry, if there is one."""
+        return None
+
+    @abc.abstractmethod
+    def drop(self, namespace: str, entry: str) -> None:
+        """Remove an entry and its note; it is no error if there is none."""
 
     @abc.abstractmethod
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:

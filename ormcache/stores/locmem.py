@@ -90,6 +90,12 @@ class LocMemStore(Store):
         except Exception as error:
             raise CacheError(f"{type(error).__name__}: {error}") from error
 
+    def drop(self, namespace: str, entry: str) -> None:
+        try:
+            self._cache.delete(f"ormcache:{namespace}:{entry}")
+        except Exception as error:
+            raise CacheError(f"{type(error).__name__}: {error}") from error
+
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         now = time.monotonic()
         deadline = now + current().LEASE

@@ -7,7 +7,7 @@ very socket, and every script checks the replication id again and refuses a repl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -79,6 +79,10 @@ def _lookup(answer: Any) -> Lookup:
         return Lookup(None, answer[0].decode().rstrip("|"))
     kind = Reason.QUARANTINE if answer[1] == b"quarantine" else Reason.BUSY
     return Lookup(None, None, kind, max(0, answer[2]) / 1000)
+
+
+def _expiry(timeout: float | None) -> Sequence[bytes]:
+    return () if timeout is None else (b"PX", b"%d" % max(1, timeout * 1000))
 
 
 class RedisStore(Store):
@@ -175,15 +179,55 @@ class RedisStore(Store):
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
     ) -> None:
         value = vector.encode() + b"|" + payload
-        expiry = () if timeout is None else (b"PX", b"%d" % max(1, timeout * 1000))
-        if self._channels.run(self._put, namespace, entry, value, expiry):
+        if self._channels.run(self._put, namespace, entry, value, _expiry(timeout)):
             self._channels.flush_soon()
 
     def _put(
-        self, channel: Channel, namespace: str, entry: str, value: bytes, expiry: Sequence[bytes]
+        self,
+        channel: Channel,
+        namespace: str,
+        entry: str,
+        value: bytes,
+        expiry: Sequence[bytes],
+        kind: bytes = b"e:",
     ) -> bool:
-        key = self._parts(namespace, channel, ()).prefix + b"e:" + entry.encode()
+        key = self._parts(namespace, channel, ()).prefix + kind + entry.encode()
         return channel.send_later(pack(b"SET", key, value, *expiry))
+
+    def note(self, namespace: str, entry: str, note: bytes, timeout: float | None) -> None:
+        if note and self._channels.run(self._put, namespace, entry, note, _expiry(timeout), b"q:"):
+            self._channels.flush_soon()
+
+    def noted(self, namespace: str) -> Iterator[str]:
+        cursor = b"0"
+        while True:
+            cursor, names = self._channels.run(self._scan, namespace, cursor)
+            yield from names
+            if cursor == b"0":
+                return
+
+    def _scan(self, channel: Channel, namespace: str, cursor: bytes) -> tuple[bytes, list[str]]:
+        prefix = self._parts(namespace, channel, ()).prefix + b"q:"
+        cursor, keys = channel.call(
+            pack(b"SCAN", cursor, b"MATCH", prefix + b"*", b"COUNT", b"1000")
+        )
+        return cursor, [key.removeprefix(prefix).decode() for key in keys]
+
+    def note_of(self, namespace: str, entry: str) -> bytes | None:
+        return self._channels.run(self._get_note, namespace, entry)
+
+    def _get_note(self, channel: Channel, namespace: str, entry: str) -> bytes | None:
+        prefix = self._parts(namespace, channel, ()).prefix
+        found: bytes | None = channel.call(pack(b"GET", prefix + b"q:" + entry.encode()))
+        return found
+
+    def drop(self, namespace: str, entry: str) -> None:
+        self._channels.run(self._remove, namespace, entry)
+
+    def _remove(self, channel: Channel, namespace: str, entry: str) -> None:
+        prefix = self._parts(namespace, channel, ()).prefix
+        name = entry.encode()
+        channel.call(pack(b"DEL", prefix + b"e:" + name, prefix + b"q:" + name))
 
     # --- writing ---------------------------------------------------------------------------
 

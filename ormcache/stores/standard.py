@@ -84,6 +84,9 @@ class StandardStore(Store):
             timeout and math.ceil(timeout),
         )
 
+    def drop(self, namespace: str, entry: str) -> None:
+        self._call("delete", f"ormcache:{namespace}:e:{entry}")
+
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         # Caches count in whole seconds, and some round down.
         self._surely_set(namespace, tables, _DIRTY + intent, math.ceil(current().LEASE) + 1)

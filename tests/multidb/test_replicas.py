@@ -9,7 +9,7 @@ import pytest
 from django.db import OperationalError, connections, transaction
 
 import ormcache
-from ormcache import replicas
+from ormcache import counters, replicas
 from ormcache.conf import current
 from ormcache.exceptions import SettingsError
 from ormcache.questions import ask
@@ -134,6 +134,31 @@ def test_a_replica_that_is_behind_is_still_read_from_the_cache_what_was_not_writ
     pair.replica.pause_replay()
     Author.objects.using(PRIMARY).create(name="new")
     assert group.hit(tags) == ["tag"]
+
+
+@on_replicated()
+def test_only_a_replica_that_has_caught_up_is_asked_whether_a_hit_is_right(
+    group: Watch, pair: Pair, settings: Any
+) -> None:
+    """It may have fallen behind since, or be another one behind the same address."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1}
+    author = Author.objects.using(PRIMARY).create(name="old")
+    pair.replica.wait_for_primary()
+    group.warm(names(REPLICA))
+    counters.reset()
+    # As if another replica had answered before: the primary has written more since then.
+    Author.objects.using(PRIMARY).filter(pk=author.pk).update(name="new")
+    pair.replica.wait_for_primary()
+    group.warm(names(REPLICA))
+    assert ormcache.statistics()[REPLICA]["tests_author"]["verified"] == 1
+    pair.replica.pause_replay()
+    Tag.objects.using(PRIMARY).create(name="moves the position of the primary")
+    replicas._seen.clear()
+    state_of(connections[REPLICA]).replayed = None
+    assert group.hit(names(REPLICA)) == ["new"]
+    counts = ormcache.statistics()[REPLICA]["tests_author"]
+    assert counts["unverified: replica behind"] == 1
+    assert "mismatch" not in counts
 
 
 @on_replicated()

@@ -1,4 +1,4 @@
-"""``manage.py ormcache flush``, ``explain``, ``status`` and ``protocol``."""
+"""``manage.py ormcache flush``, ``explain``, ``status``, ``audit`` and ``protocol``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import json
 from argparse import ArgumentParser
 from typing import Any
 
+from django import db
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.db.models.query import RawQuerySet
 
 import ormcache
+from ormcache.auditing import Audit
 from ormcache.conf import Settings, current
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
 from ormcache.routers.namespaces import Route
 from ormcache.signals import tables_invalidated
+from ormcache.stores import LocMemStore
 from ormcache.transactions import state_of
+
+_BAR = 40
+"""Characters."""
 
 
 class Command(BaseCommand):
@@ -42,6 +48,15 @@ class Command(BaseCommand):
         explain.add_argument("--database", help="the alias to ask; the router's choice without")
         status = commands.add_parser("status", help="show caches, namespaces and counters")
         status.add_argument("--database", help="an alias; all databases without it")
+        audit = commands.add_parser("audit", help="compare entries of the cache with the database")
+        audit.add_argument("--database", help="an alias; all databases without it")
+        audit.add_argument(
+            "--limit",
+            type=_positive,
+            default=1000,
+            metavar="NUMBER",
+            help="how many entries of a database at most, chosen at random; 1000 without it",
+        )
         protocol = commands.add_parser(
             "protocol", help="print what another program needs to invalidate, as JSON"
         )
@@ -127,6 +142,7 @@ class Command(BaseCommand):
             self.stdout.write(self.style.MIGRATE_HEADING(alias))
             facts: dict[str, object] = {
                 "enabled": route.enabled,
+                "mode": settings.MODE,
                 "namespace": route.namespace,
                 "cache": route.cache_alias,
                 "consistency": route.store.mode if route.store else "off",
@@ -153,6 +169,57 @@ class Command(BaseCommand):
                 row = ", ".join(f"{event} {number}" for event, number in sorted(counts.items()))
                 self.stdout.write(f"  {table or '(before compiling)'}: {row}")
 
+    def audit(self, database: str | None, limit: int, **options: Any) -> None:
+        failures = []
+        for alias in [database] if database else list(connections):
+            try:
+                failures += self._audit(alias, limit, is_chosen=database is not None)
+            except db.Error as error:
+                failures.append(f"{alias}: the database does not answer: {error}")
+            except CacheError as error:
+                cache = _route(alias, current()).cache_alias
+                failures.append(f"{alias}: the cache {cache!r} does not answer: {error}")
+        if failures:
+            raise CommandError("\n".join(failures))
+
+    def _audit(self, alias: str, limit: int, *, is_chosen: bool) -> list[str]:
+        """Audit one database; what is wrong with it."""
+        route = _route(alias, current())
+        if route.store is None:
+            return [f"{alias}: nothing is cached."] if is_chosen else []
+        audit = Audit(alias, limit)
+        if not audit.can_list:
+            return [f"{alias}: {_why_not_listed(route)}"]
+        self.stdout.write(self.style.MIGRATE_HEADING(alias))
+        self.stdout.write(f"  entries with a note of their query: {audit.noted}")
+        if not audit.noted and not current().AUDIT:
+            return [
+                f'{alias}: nothing to compare. Set ORMCACHE["AUDIT"] to the share of answers '
+                "that are to be stored with their query, and wait for some."
+            ]
+        total = len(audit.entries)
+        for number, _ in enumerate(audit.run(), 1):
+            self._show_progress(number, total)
+        self.stdout.write(f"  compared: {total}")
+        for result, count in audit.results.most_common():
+            self.stdout.write(f"    {result}: {count}")
+        for tables, sql, entry in audit.differences:
+            self.stdout.write(self.style.ERROR(f"  different: {', '.join(tables)}"))
+            self.stdout.write(f"    entry: {entry}")
+            self.stdout.write(f"    SQL:   {sql}")
+        wrong = len(audit.differences)
+        return [f"{alias}: {wrong} of {total} entries were wrong, and are dropped."] * bool(wrong)
+
+    def _show_progress(self, number: int, total: int) -> None:
+        if not self.stdout.isatty():
+            return
+        done = _BAR * number // total
+        bar = "#" * done + "." * (_BAR - done)
+        # The line is written over by the next, and removed at last.
+        text = f"\r  [{bar}] {number} of {total}" if number < total else "\r\033[K"
+        self.stdout.write(text, ending="")
+        self.stdout.flush()
+
     def protocol(self, database: str, script: str | None, **options: Any) -> None:
         route = _route(database, current())
         try:
@@ -171,6 +238,26 @@ class Command(BaseCommand):
             self.stdout.write(scripts[script], ending="")
         else:
             self.stdout.write(json.dumps(facts, indent=2))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _why_not_listed(route: Route) -> str:
+    """Why a cache has nothing to audit, and what to do instead."""
+    if isinstance(route.store, LocMemStore):
+        return (
+            f"the cache {route.cache_alias!r} is in the memory of each process, and that of this "
+            'one is empty. Use ORMCACHE["VERIFY"], which compares in the processes that answer.'
+        )
+    return (
+        f"the cache {route.cache_alias!r} cannot tell which entries it has: only Redis and Valkey "
+        'in strict consistency can. Use ORMCACHE["VERIFY"], which compares a share of the hits.'
+    )
 
 
 def _route(alias: str, settings: Settings) -> Route:

@@ -1,0 +1,297 @@
+"""Whether two answers are the same, as far as the query says what they are."""
+
+import datetime
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.db.models import Avg, Count, F, OuterRef, Q, StdDev, Subquery, Sum, Value, Window
+from django.db.models.functions import RowNumber
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ormcache.comparison import Order, Verdict, compare, digest, order_of
+from tests.marks import needs
+from tests.models import Author, AuthorProfile, Book, EveryField, Restaurant, Tag
+
+SAME, DIFFERENT = Verdict.SAME, Verdict.DIFFERENT
+UNDETERMINED, ROUNDED = Verdict.UNDETERMINED, Verdict.ROUNDED
+
+A, B, C = (1, "a"), (2, "b"), (3, "c")
+authors = Author.objects.values_list("pk", "name")
+numbers = EveryField.objects.values_list("float")
+
+
+def judge(queryset: Any, cached: Any, truth: Any, using: str = "default", **facts: Any) -> Verdict:
+    compiler = queryset.query.get_compiler(using)
+    text = compiler.as_sql()[0]
+
+    def say(one: list[Any], other: list[Any]) -> Verdict:
+        vendor = compiler.connection.vendor
+        return compare(one, other, text, vendor, lambda: order_of(compiler), **facts)
+
+    verdict = say(list(cached), list(truth))
+    # It says the same of the answers the other way round.
+    assert say(list(truth), list(cached)) is verdict
+    return verdict
+
+
+# --- values and types ------------------------------------------------------------------------
+
+UTC = datetime.timezone.utc
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, True),
+        (1, 1.0),
+        (1, Decimal(1)),
+        (Decimal("1.0"), Decimal("1.00")),
+        (0.0, -0.0),
+        ("1", 1),
+        ("", None),
+        ("a", b"a"),
+        (b"a", memoryview(b"a")),
+        ([1], (1,)),
+        ({"a": 1}, {"a": True}),
+        (datetime.date(2000, 1, 1), datetime.datetime(2000, 1, 1)),
+        (datetime.datetime(2000, 1, 1), datetime.datetime(2000, 1, 1, tzinfo=UTC)),
+        (datetime.datetime(2000, 1, 1), datetime.datetime(2000, 1, 1, fold=1)),
+        (uuid.UUID(int=1), str(uuid.UUID(int=1))),
+        # Nothing like it can be in a cache.
+        (1, 1j),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_python_takes_for_equal_or_not_is_told_apart(one: Any, other: Any) -> None:
+    assert judge(authors, [(1, one)], [(1, other)]) is DIFFERENT
+    assert judge(authors, [(1, one)], [(1, one)]) is (DIFFERENT if one == 1j else SAME)
+
+
+def test_nan_is_itself() -> None:
+    assert judge(numbers, [(float("nan"),)], [(float("nan"),)]) is SAME
+
+
+def test_no_rows_are_no_rows() -> None:
+    assert judge(authors, [], []) is SAME
+    assert judge(authors, [], [A]) is DIFFERENT
+
+
+# --- the order of rows -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        authors,
+        authors.order_by("born"),
+        authors.order_by("books__title"),
+        # As many rows of an author as he has books.
+        authors.filter(books__pages__gt=1).order_by("pk"),
+        authors.filter(Q(books__tags__name="x") | Q(name="y")).order_by("-pk"),
+    ],
+)
+def test_the_order_of_rows_is_free_where_the_query_leaves_it_open(queryset: Any) -> None:
+    rows = [(1, "a"), (1, "b")]
+    assert judge(queryset, rows, rows[::-1]) is SAME
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        authors.order_by("pk"),
+        authors.order_by("-pk"),
+        authors.order_by("born", "id"),
+        authors.order_by("name"),
+        authors.order_by(F("name").desc(nulls_last=True)),
+        authors.reverse().order_by("name"),
+        Tag.objects.order_by("name").values_list("pk", "name"),
+        AuthorProfile.objects.order_by("author").values_list("pk", "biography"),
+        AuthorProfile.objects.order_by("author_id").values_list("pk", "author__name"),
+        Restaurant.objects.order_by("pk").values_list("stars", "name"),
+        Book.objects.order_by("author__name", "pk").values_list("pages", "title"),
+        Book.objects.values_list("author", "title").distinct().order_by("author", "title"),
+    ],
+)
+def test_the_order_of_rows_counts_where_the_query_says_it(queryset: Any) -> None:
+    assert judge(queryset, [A, B], [B, A]) is DIFFERENT
+    assert judge(queryset, [A, B], [A, B]) is SAME
+
+
+def test_rows_that_are_equal_to_the_order_are_in_no_order() -> None:
+    queryset = authors.order_by("name")
+    assert judge(queryset, [(1, "a"), (2, "a"), C], [(2, "a"), (1, "a"), C]) is SAME
+    assert judge(queryset, [(1, "a"), (2, "a"), C], [C, (1, "a"), (2, "a")]) is DIFFERENT
+
+
+@needs("mariadb")
+def test_spellings_that_a_collation_takes_for_one_are_in_no_order() -> None:
+    rows = [(1, "a"), (2, "A")]
+    assert judge(authors.order_by("name"), rows, rows[::-1], "mariadb") is SAME
+
+
+def test_an_order_that_django_leaves_out_of_the_text_is_none() -> None:
+    counted = Author.objects.values("name").annotate(n=Count("pk")).values_list("n", "name")
+    assert judge(counted, [A, B], [B, A]) is SAME
+
+
+def test_a_union_is_in_no_order_that_is_known_here() -> None:
+    union = authors.filter(pk=1).union(authors.filter(pk=2)).order_by("name")
+    assert judge(union, [A, B], [B, A]) is SAME
+    assert judge(union, [A, B], [A, C]) is DIFFERENT
+
+
+def test_the_query_is_left_as_it_is() -> None:
+    compiler = Author.objects.order_by("name").query.get_compiler("default")
+    before = dict(vars(compiler)), compiler.query.alias_refcount.copy()
+    assert order_of(compiler) == Order((1,))
+    assert (dict(vars(compiler)), compiler.query.alias_refcount) == before
+
+
+# --- slices ----------------------------------------------------------------------------------
+
+
+def test_which_rows_a_slice_leaves_is_open_without_an_order() -> None:
+    assert judge(authors[:2], [A, B], [A, C]) is UNDETERMINED
+    assert judge(authors.order_by("born")[:2], [A, B], [A, C]) is UNDETERMINED
+    assert judge(authors[5:], [A, B], [A, C]) is UNDETERMINED
+    assert judge(authors.order_by("name")[:2], [A, (2, "b")], [A, (3, "b")]) is UNDETERMINED
+    assert judge(authors[:2], [A, B], [B, A]) is SAME
+
+
+def test_how_many_rows_a_slice_leaves_is_not_open() -> None:
+    assert judge(authors[:2], [A, B], [A]) is DIFFERENT
+    assert judge(authors[1:], [A, B], [A]) is DIFFERENT
+
+
+def test_a_slice_that_leaves_no_row_out_leaves_nothing_open() -> None:
+    # As get() asks.
+    assert judge(authors.filter(pk=1)[:21], [(1, "old")], [(1, "new")]) is DIFFERENT
+
+
+@pytest.mark.parametrize("order", [["pk"], ["-pk"], ["born", "pk"], ["name", "pk"]], ids=str)
+def test_a_slice_of_rows_that_are_all_in_order_leaves_nothing_open(order: list[str]) -> None:
+    # As first() asks.
+    assert judge(authors.order_by(*order)[:1], [(1, "old")], [(1, "new")]) is DIFFERENT
+
+
+def test_the_values_that_order_a_slice_are_not_open() -> None:
+    assert judge(authors.order_by("name")[:2], [A, B], [A, C]) is DIFFERENT
+    assert judge(authors.order_by("name")[4:6], [A, B], [A, C]) is DIFFERENT
+
+
+def test_one_row_of_many_is_any_of_them() -> None:
+    assert judge(authors, [A], [B], is_one_of_many=True) is UNDETERMINED
+    assert judge(authors, [A], [B]) is DIFFERENT
+    assert judge(authors.order_by("pk"), [A], [B], is_one_of_many=True) is DIFFERENT
+
+
+# --- parts that pick -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        authors.filter(pk__in=Author.objects.all()[:3]),
+        Author.objects.values_list(
+            "pk", Subquery(Book.objects.filter(author=OuterRef("pk")).values("title")[:1])
+        ),
+        Author.objects.values_list("pk", Window(RowNumber())),
+        authors.order_by("?"),
+        Author.objects.extra(select={"x": "group_concat(name)"}).values_list("pk", "x"),
+    ],
+)
+def test_what_picks_rows_inside_leaves_everything_open(queryset: Any) -> None:
+    assert judge(queryset, [A], [B]) is UNDETERMINED
+    assert judge(queryset, [A], [A]) is SAME
+
+
+@needs("postgresql")
+def test_distinct_on_leaves_everything_open() -> None:
+    queryset = authors.order_by("name").distinct("name")
+    assert judge(queryset, [(1, "a")], [(2, "a")], "postgresql") is UNDETERMINED
+
+
+def test_a_column_of_such_a_name_leaves_nothing_open() -> None:
+    queryset = Author.objects.values_list(Value("limit over random distinct on"), "pk")
+    assert judge(queryset, [A], [B]) is DIFFERENT
+
+
+@needs("mariadb")
+def test_which_spelling_stands_for_all_is_open_where_a_collation_takes_them_for_one() -> None:
+    names = Author.objects.values_list("name").distinct()
+    assert judge(names, [("Émile ",)], [("emile",)], "mariadb") is UNDETERMINED
+    assert judge(names, [("Émile",)], [("Emil",)], "mariadb") is DIFFERENT
+    assert judge(names, [("Émile",)], [("emile",)], "default") is DIFFERENT
+    assert judge(authors, [(1, "Émile")], [(1, "emile")], "mariadb") is DIFFERENT
+
+
+# --- sums of floats --------------------------------------------------------------------------
+
+THIRD, NEARLY = 0.1 + 0.2, 0.3
+
+
+@pytest.mark.parametrize("function", [Sum, Avg, StdDev], ids=lambda f: f.__name__)
+def test_the_last_digits_of_what_was_summed_up_are_open(function: Any) -> None:
+    queryset = EveryField.objects.values("integer").annotate(x=function("float"))
+    queryset = queryset.values_list("integer", "x")
+    assert judge(queryset, [(1, THIRD), (2, 5.0)], [(2, 5.0), (1, NEARLY)]) is ROUNDED
+    assert judge(queryset, [(1, THIRD)], [(1, 0.31)]) is DIFFERENT
+    assert judge(queryset, [(1, THIRD)], [(2, NEARLY)]) is DIFFERENT
+    assert judge(queryset, [(1, THIRD)], [(1, None)]) is DIFFERENT
+
+
+def test_the_last_digits_of_a_column_are_not_open() -> None:
+    assert judge(numbers, [(THIRD,)], [(NEARLY,)]) is DIFFERENT
+
+
+# --- whatever the rows -----------------------------------------------------------------------
+
+rows = st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab")), max_size=5)
+
+
+@given(rows, rows, st.randoms(use_true_random=False))
+def test_without_an_order_answers_are_the_same_if_they_have_the_same_rows(
+    one: list[Any], other: list[Any], chance: Any
+) -> None:
+    expected = SAME if sorted(one) == sorted(other) else DIFFERENT
+    assert judge(authors, one, other) is expected
+    mixed = chance.sample(one, len(one))
+    assert judge(authors, one, mixed) is SAME
+
+
+@given(rows, st.integers(0, 5), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_two_ways_to_order_and_cut_the_same_rows_never_differ(
+    table: list[Any], low: int, count: int, chance: Any
+) -> None:
+    """What a database may do with equals is no mismatch."""
+    cut = slice(low, low + count)
+    for queryset, key in [
+        (authors, None),
+        (authors.order_by("name"), lambda row: row[1]),
+        (authors.order_by("name", "born"), lambda row: row[1]),
+        (authors.order_by("born", "name"), lambda row: 0),
+    ]:
+        answers = []
+        for _ in range(2):
+            found = chance.sample(table, len(table))
+            if key is not None:
+                found.sort(key=key)
+            answers.append(found[cut])
+        assert judge(queryset[cut], *answers) in (SAME, UNDETERMINED)
+
+
+# --- the digest ------------------------------------------------------------------------------
+
+
+def test_a_digest_is_short_and_tells_answers_apart() -> None:
+    assert digest([A, B]) == digest([A, B]) != digest([B, A]) != digest([A])
+    assert len(digest([A])) == len(digest([])) == 16
+    assert digest([(1j,)]) == "a value of type builtins.complex"
+
+
+def test_the_databases_of_this_file_are_asked_nothing() -> None:
+    assert connections["default"].connection is None or not connections["default"].queries_log
