@@ -27,9 +27,13 @@ class CacheUnreachable(OrmcacheError, OperationalError):
 
     It is a ``django.db.OperationalError``, so that ``atomic()`` rolls the transaction back:
     Django rolls back after a failed commit for database errors only, and MySQL and SQLite
-    would commit for any other error. ``ORMCACHE["ON_CACHE_FAILURE"] = "open"`` lets writes
-    through instead, at the price of answers that may be out of date until they expire.
+    would commit for any other error. ``ORMCACHE["ON_CACHE_FAILURE"]`` says when writes are
+    refused.
     """
+
+
+class NoFence(OrmcacheError):
+    """A write could not be announced in the table ``ormcache_fence``. Never leaves ormcache."""
 
 
 class NotEncodable(OrmcacheError, TypeError):

@@ -340,7 +340,7 @@ def execute_sql(
         return original(compiler, result_type, chunked_fetch, chunk_size)
     try:
         plan = _planned(compiler, result_type, state, route, settings)
-        if plan.reason is None and settings.FENCE is not None:
+        if plan.reason is None and settings.fence_interval is not None:
             # Not before it is known that Django would use this connection.
             plan = plan._replace(reason=fence.why_not_trust(connection, route, settings))
         if plan.reason is not None:

@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from django import db
@@ -27,10 +27,10 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
 from django.dispatch import Signal
 
-from ormcache import counters, sessions
+from ormcache import counters, fence_rows, sessions
 from ormcache.conf import Settings, current
 from ormcache.cursors import LiveCursors
-from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
+from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable, NoFence
 from ormcache.leases import keeper
 from ormcache.questions import ask
 from ormcache.reasons import Reason
@@ -43,6 +43,11 @@ from ormcache.stores import EVERYTHING, Store, generation
 from ormcache.stores.base import new_nonce
 
 _T = TypeVar("_T")
+
+Fencing = Callable[[Sequence[str]], None]
+"""Announces tables in the fence, at once or with the transaction that it begins.
+
+Raises NoFence if it cannot."""
 _ATTRIBUTE = "_ormcache"
 _ATTEMPTS = 3
 
@@ -437,7 +442,7 @@ _Place = tuple[str, str]
 
 
 class _Debts:
-    """Tables that this process wrote while the cache was out of reach (policy "open").
+    """Tables that this process wrote while the cache was out of reach ("open" and "fence").
 
     Each write gives its tables a new number, before and after. So what is written while a debt
     is being paid stays owed, and nothing is paid for before it is committed.
@@ -584,8 +589,12 @@ class Bracket:
                 return
             self._finish()
 
-    def arm(self) -> None:
-        """Raises CacheUnreachable if the cache does not answer and the policy is "raise"."""
+    def arm(self, fencing: Fencing | None = None) -> None:
+        """Announce it. Raises CacheUnreachable if the write has to be refused.
+
+        ``fencing``: how to announce it if the cache does not answer and the policy is "fence";
+        without it, that is as "raise".
+        """
         store, breaker = self._route.store, self._route.breaker
         if store is None:
             return
@@ -598,7 +607,7 @@ class Bracket:
                 self._arm_in_time(store, intent)
         except CacheError as error:
             breaker.failed()
-            self._not_armed(error)
+            self._not_armed(error, fencing)
             return
         breaker.succeeded()
         self._intent = intent
@@ -638,18 +647,44 @@ class Bracket:
             self._tables == [EVERYTHING] or set(tables) <= set(self._tables)
         )
 
-    def _not_armed(self, error: CacheError) -> None:
+    def _not_armed(self, error: CacheError, fencing: Fencing | None) -> None:
         policy = self._route.on_failure
+        if policy == "ignore":
+            return
         if policy == "raise":
-            raise CacheUnreachable(
-                f"The write to {', '.join(self._names)} was refused because the cache "
-                f"{self._route.cache_alias!r} could not be told of it: {error}. "
-                'ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
-            ) from error
-        if policy == "open":
-            self._is_owed = True
-            _debts.begin(self._place, self._tables)
-            counters.count_event(self._alias, self._names, "unannounced")
+            raise self.refusal(error) from error
+        if policy == "fence":
+            try:
+                if fencing is None:
+                    raise NoFence("it takes effect outside of a transaction that a row could join")
+                fencing(self._tables)
+            except NoFence as why:
+                raise self.refusal(error, why) from error
+        self._owe(self._tables)
+        event = "unannounced" if policy == "open" else "fenced"
+        counters.count_event(self._alias, self._names, event)
+
+    def refusal(self, error: object, why: NoFence | None = None) -> CacheUnreachable:
+        """What is raised because neither the cache nor the fence can be told."""
+        return CacheUnreachable(
+            f"The write to {', '.join(self._names)} was refused because the cache "
+            f"{self._route.cache_alias!r} could not be told of it: {error}"
+            + (f"; and not the fence, since {why}" if why else "")
+            + '. ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
+        )
+
+    def _owe(self, tables: Iterable[str]) -> None:
+        """From now on this process does not believe the cache about ``tables``."""
+        self._is_owed = True
+        _debts.begin(self._place, tables)
+
+    def widen(self, tables: Iterable[str]) -> list[str]:
+        """Add ``tables`` to a bracket that went by the fence; returns all that it now has."""
+        more = sorted(set(tables) - set(self._tables))
+        if more and self._is_owed:
+            self._owe(more)
+        self._tables = [*self._tables, *more]
+        return self._tables
 
     def _finish(self) -> None:
         store, intent = self._route.store, self._intent
@@ -689,6 +724,7 @@ class Brackets:
         """Raises CacheUnreachable as :meth:`Bracket.arm` does; then none is left armed."""
         try:
             for bracket in brackets:
+                # Who looks in one namespace would remove a row that is meant for another.
                 bracket.arm()
                 self._armed.append(bracket)
         except BaseException:
@@ -710,11 +746,18 @@ def _pin(alias: str) -> None:
             pins.wrote(primary)
 
 
-def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket | Brackets:
+def announce(
+    connection: Any,
+    state: ConnectionState,
+    tables: Iterable[str],
+    fencing: Fencing | None = None,
+) -> Bracket | Brackets:
     """Tell the cache that ``tables`` are about to change for others.
 
+    ``fencing``: see :meth:`Bracket.arm`.
+
     Raises CacheUnreachable (a ``django.db.OperationalError``) if that fails and
-    ``ON_CACHE_FAILURE`` is ``"raise"``.
+    ``ON_CACHE_FAILURE`` does not let it through.
     """
     if state.places:
         brackets = Brackets()
@@ -724,11 +767,29 @@ def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> 
     expected = state.expected
     if expected is not None and expected.covers(route, tables):
         state.expected = None
-        expected.arm()
+        expected.arm(fencing)
         return expected
     bracket = _bracket(route, tables)
-    bracket.arm()
+    bracket.arm(fencing)
     return bracket
+
+
+def fence_open_transaction(connection: Any, state: ConnectionState) -> Fencing | None:
+    """How to announce a commit with a row in the transaction that is about to be committed."""
+    settings = current()
+    if chosen.is_configured(settings) or is_pipelined(connection):
+        return None
+
+    def fence(tables: Sequence[str]) -> None:
+        if is_aborted(connection):
+            # The server will answer ROLLBACK.
+            return
+        if is_open(connection) is False:
+            raise NoFence("no transaction is open that a row could join")
+        fence_rows.check(connection, state.route(connection, settings).namespace)
+        fence_rows.insert(connection, tables)
+
+    return fence
 
 
 def _bracket(route: Route, tables: Iterable[str]) -> Bracket:
@@ -851,7 +912,8 @@ def _publish(
 
 def _announce_commit(connection: Any, state: ConnectionState) -> Bracket | Brackets:
     try:
-        return announce(connection, state, state.dirty)
+        fencing = fence_open_transaction(connection, state)
+        return announce(connection, state, state.dirty, fencing)
     except db.DatabaseError:
         # atomic() rolls back for these; by hand it is the caller's choice.
         raise

@@ -51,6 +51,9 @@ class Store(abc.ABC):
     """``"strict"``: no answer is ever older than the database's. ``"standard"``: it may be,
     for moments, while two commits to one table overlap; see the page on guarantees."""
 
+    is_remote = True
+    """Whether it may be out of reach of this process, or of another."""
+
     def database(self) -> str | None:
         """The database alias in which the cache itself lives, if it lives in one."""
         return None
