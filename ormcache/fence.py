@@ -37,6 +37,7 @@ from ormcache.transactions import (
     in_transaction,
     is_undisturbed,
     let_go_if_lost,
+    owed,
     state_of,
     why_not_read,
 )
@@ -237,6 +238,36 @@ def _written(names: Iterable[str]) -> set[str]:
         for table in (sql.table_name(name), sql.fold(name.rpartition(".")[2]))
     }
     return relations.written_with(tables, current().WRITES)
+
+
+def rows(alias: str) -> list[int]:
+    """The rows that are there before all is made invalid, for :func:`remove`. Raises nothing.
+
+    None where nothing must be removed: in a transaction, or with a cache of this process only.
+    """
+    connection: Any = connections[alias]
+    state = state_of(connection)
+    route = state.route(connection, current())
+    if route.store is None or not route.store.is_remote or in_transaction(connection, state):
+        return []
+    try:
+        connection.ensure_connection()
+        if not is_undisturbed(connection, state):
+            return []
+        if fence_rows.look_for(connection) not in (Found.ONE, Found.SEVERAL):
+            return []
+        return [row[0] for row in ask(connection, _ROWS)]
+    except Exception:
+        # Nobody has come for the rows.
+        return []
+
+
+def remove(alias: str, ids: Sequence[int]) -> None:
+    """Remove the rows, now that all is invalid, unless the cache is still to be told."""
+    connection: Any = connections[alias]
+    route = state_of(connection).route(connection, current())
+    if ids and EVERYTHING not in owed(route):
+        _remove(connection, ids)
 
 
 def _remove(connection: Any, ids: Sequence[int]) -> bool:
