@@ -563,7 +563,7 @@ def test_many_tables_and_names_that_need_quotes(using: str, empty_fence: None) -
     connection = connections[using]
     connection.ensure_connection()
     for tables, expected in (
-        (["a'b", 'c"d', "%s", "e\\f"], ['%s', "a'b", 'c"d', "e\\f"]),
+        (["a'b", 'c"d', "%s", "e\\f"], ["%s", "a'b", 'c"d', "e\\f"]),
         (["a", "b" * 300], ["*"]),
     ):
         backdoor.execute(using, "DELETE FROM ormcache_fence")
@@ -787,5 +787,3 @@ def test_a_test_case_of_the_user_notices_nothing(
         assert ask(connections[using], "SELECT count(*) FROM ormcache_fence") == [(0,)]
         transaction.set_rollback(True, using)
     assert cached.hit(names(using)) == [OLD]
-
-

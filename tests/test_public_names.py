@@ -79,6 +79,7 @@ def test_the_errors() -> None:
         "CacheError",
         "CacheTimeout",
         "CacheUnreachable",
+        "NoFence",
         "NotEncodable",
         "Corrupt",
     }
