@@ -23,7 +23,7 @@ class CacheTimeout(CacheError):
 
 
 class CacheUnreachable(OrmcacheError, OperationalError):
-    """A write was refused because the cache could not be told about it beforehand.
+    """A write was refused because neither the cache nor the fence could be told about it.
 
     It is a ``django.db.OperationalError``, so that ``atomic()`` rolls the transaction back:
     Django rolls back after a failed commit for database errors only, and MySQL and SQLite
