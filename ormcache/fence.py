@@ -193,12 +193,24 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         doubtful = {
             row: whose for row in rows if row not in told and doubtful.get(row, whose) is whose
         }
+        _remove_afterwards(connection, state, [row[0] for row in rows if row not in doubtful])
     else:
         doubtful = {}
         if rows and _remove(connection, [row[0] for row in rows]):
             rows = []
     _note(place, _Look(now, True, frozenset(rows) - doubtful.keys(), doubtful))
     return None
+
+
+def _remove_afterwards(connection: Any, state: ConnectionState, ids: list[int]) -> None:
+    """Remove rows when the transaction is over: inside, that would be undone with it, or wait."""
+    if ids:
+
+        def remove() -> None:
+            if connection.connection is not None:
+                _remove(connection, ids)
+
+        state.afterwards = remove
 
 
 def _note(place: tuple[object, ...], look: _Look) -> None:

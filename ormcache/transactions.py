@@ -58,6 +58,7 @@ class ConnectionState:
     __slots__ = (
         "_basis",
         "_route",
+        "afterwards",
         "asked_at",
         "dirty",
         "expected",
@@ -86,6 +87,8 @@ class ConnectionState:
         """Why this transaction reads from the database until it ends."""
         self.expected: Bracket | None = None
         """An announcement made ahead of its statement, see :func:`expect`."""
+        self.afterwards: Callable[[], None] | None = None
+        """What is left to be done when the connection is in autocommit again. Raises nothing."""
         self.migrating = False
         """Whether a migration is under way, through whatever number of sessions."""
         self._route: Route | None = None
@@ -977,6 +980,9 @@ def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bo
     else:
         # Then Django runs the hooks of an earlier commit().
         _publish(original, connection, lambda: connection.autocommit and not was_on)
+        afterwards, state.afterwards = state.afterwards, None
+        if afterwards is not None and is_undisturbed(connection, state):
+            afterwards()
     if state.is_new:
         # Called by connect(), before Django and receivers tell the session anything.
         _begin_session(connection, state)

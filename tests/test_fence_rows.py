@@ -747,7 +747,7 @@ def test_the_row_is_found_by_who_reads_in_transactions_only(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As with ATOMIC_REQUESTS. There nobody removes it, but a flush does."""
+    """As with ATOMIC_REQUESTS. It is removed after the second transaction that has seen it."""
 
     def in_request() -> Any:
         with transaction.atomic(using):
@@ -759,10 +759,29 @@ def test_the_row_is_found_by_who_reads_in_transactions_only(
     clock.now += 2 * INTERVAL
     assert in_request() == [NEW]
     assert rows(using) == ["tests_author"]
-    call_command("ormcache", "flush", database=using, verbosity=0)
-    assert rows(using) == []
     clock.now += 2 * INTERVAL
-    cached.warm(in_request)
+    with transaction.atomic(using):
+        assert names(using)() == [NEW]
+        assert rows(using) == ["tests_author"]
+        transaction.set_rollback(True, using)
+    assert rows(using) == []
+    assert cached.hit(in_request) == [NEW]
+
+
+@on_postgresql
+def test_a_flush_removes_the_rows_that_it_finds(
+    cached: Watch, using: str, author: Author, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_off(using, monkeypatch):
+        update(using)
+        with pytest.raises(CacheUnreachable):
+            ormcache.flush(using=using)
+        assert rows(using) == ["tests_author"]
+    with transaction.atomic(using):
+        ormcache.flush(using=using)
+    assert rows(using) == ["tests_author"]
+    ormcache.flush(using=using)
+    assert rows(using) == []
 
 
 @on_postgresql
