@@ -23,6 +23,7 @@ from ormcache import (
     fence,
     functions,
     keys,
+    overdue,
     replicas,
     tables,
     transactions,
@@ -356,6 +357,8 @@ def execute_sql(
         return result.rows[0] if result.rows else None
     if lookup.vector is None:
         answer = _run(original, compiler, plan, result_type, chunk_size)
+        if lookup.reason is Reason.OVERDUE:
+            overdue.settle(connection, route, plan.registers)
         _report(compiler, "skip", lookup.reason, plan)
         return answer
     behind = replicas.why_not_store(connection, state, route, plan.registers, lookup.vector)

@@ -40,7 +40,7 @@ from ormcache.routers.positions import Position
 from ormcache.sessions import Told
 from ormcache.signals import tables_invalidated
 from ormcache.stores import EVERYTHING, Store, generation
-from ormcache.stores.base import new_nonce
+from ormcache.stores.base import new_nonce, new_transaction
 
 _T = TypeVar("_T")
 
@@ -538,13 +538,24 @@ class Bracket:
         "_begun",
         "_intent",
         "_is_owed",
+        "_is_transaction",
         "_lease",
         "_route",
         "_started",
         "_tables",
     )
 
-    def __init__(self, alias: str, route: Route, tables: list[str], lease: float) -> None:
+    def __init__(
+        self,
+        alias: str,
+        route: Route,
+        tables: list[str],
+        lease: float,
+        *,
+        is_transaction: bool = False,
+    ) -> None:
+        self._is_transaction = is_transaction
+        """Whether the database can tell whether it is over, see :mod:`ormcache.overdue`."""
         self._alias = alias
         self._route = route
         self._tables = tables
@@ -601,7 +612,7 @@ class Bracket:
         store, breaker = self._route.store, self._route.breaker
         if store is None:
             return
-        intent = self._intent or new_nonce()
+        intent = self._intent or (new_transaction() if self._is_transaction else new_nonce())
         self._intent = None
         try:
             if not self._confirm_start():
@@ -764,7 +775,8 @@ def announce(
     """
     if state.places:
         brackets = Brackets()
-        brackets.arm([_bracket(route, tables) for route in state.places.values()])
+        is_transaction = _has_id(connection)
+        brackets.arm([_bracket(route, tables, is_transaction) for route in state.places.values()])
         return brackets
     route = state.route(connection, current())
     expected = state.expected
@@ -772,9 +784,23 @@ def announce(
         state.expected = None
         expected.arm(fencing)
         return expected
-    bracket = _bracket(route, tables)
+    bracket = _bracket(route, tables, _has_id(connection))
     bracket.arm(fencing)
     return bracket
+
+
+def _has_id(connection: Any) -> bool:
+    """Whether what is about to be committed is a transaction to which PostgreSQL gave an id.
+
+    One that was begun and has changed nothing has none, and nothing to commit either. Without
+    autocommit nobody could ask for the oldest id without having one.
+    """
+    return (
+        connection.vendor == "postgresql"
+        and connection.settings_dict["AUTOCOMMIT"]
+        and not is_pipelined(connection)
+        and is_open(connection) is True
+    )
 
 
 def fence_open_transaction(connection: Any, state: ConnectionState) -> Fencing | None:
@@ -795,11 +821,11 @@ def fence_open_transaction(connection: Any, state: ConnectionState) -> Fencing |
     return fence
 
 
-def _bracket(route: Route, tables: Iterable[str]) -> Bracket:
+def _bracket(route: Route, tables: Iterable[str], is_transaction: bool = False) -> Bracket:
     names = sorted(tables)
     if EVERYTHING in names:
         names = [EVERYTHING]
-    return Bracket(route.alias, route, names, current().LEASE)
+    return Bracket(route.alias, route, names, current().LEASE, is_transaction=is_transaction)
 
 
 def may_expect(connection: Any) -> bool:

@@ -50,6 +50,8 @@ class Effect(NamedTuple):
     :mod:`ormcache.routers.tenancy`."""
     is_plain: bool = False
     """Whether it is one statement that changes rows and may stand in any transaction."""
+    prepares: bool = False
+    """Whether it is PREPARE TRANSACTION: the commit is still to come, from whomever."""
 
 
 _ENDS = Kind.COMMIT | Kind.ROLLBACK
@@ -116,9 +118,11 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
     if not kind:
         return _NOTHING
     is_plain = kind == Kind.WRITE and len(statements) == 1 and _begins_plainly(text, vendor)
-    return Effect(kind, frozenset(names), path, own, is_plain)
+    prepares = bool(kind & Kind.COMMIT) and _PREPARES.match(text) is not None
+    return Effect(kind, frozenset(names), path, own, is_plain, prepares)
 
 
+_PREPARES = re.compile(r"\s*PREPARE\s+TRANSACTION\b", re.IGNORECASE)
 _PLAIN_VERBS = frozenset("insert update delete replace merge with".split())
 
 
@@ -458,7 +462,7 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         state.rolled_back(connection)
     _note(connection, state, effect)
     if bracket is not None:
-        bracket.end(known=not _is_busy(connection))
+        bracket.end(known=not (effect.prepares or _is_busy(connection)))
     return result
 
 

@@ -34,7 +34,7 @@ class Lookup(NamedTuple):
     does, and never comes back.
     """
     reason: Reason | None = None
-    """Why they are not clean: BUSY or QUARANTINE."""
+    """Why they are not clean: BUSY, QUARANTINE or OVERDUE."""
     remaining: float = 0.0
     """Seconds until they are clean at the latest."""
 
@@ -97,6 +97,18 @@ class Store(abc.ABC):
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         """Make entries of ``tables`` invalid now."""
 
+    def settle(  # noqa: B027 - with other stores, leases end intents
+        self, namespace: str, tables: Sequence[str], horizon: int, oldest: int
+    ) -> None:
+        """Remove overdue intents whose transactions are over, as the database says.
+
+        Args:
+            namespace: that of ``tables``.
+            tables: of which a :meth:`read` has said that some intent is overdue.
+            horizon: a transaction id that was given out after that read.
+            oldest: the lowest id of a transaction that is still running, asked after that.
+        """
+
     @abc.abstractmethod
     def status(self, namespace: str) -> dict[str, object]:
         """Facts for ``manage.py ormcache status``."""
@@ -110,6 +122,11 @@ class Store(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Drop what is held open; the store may be used again."""
+
+
+def new_transaction() -> str:
+    """The intent of a transaction of which the database can tell whether it is over."""
+    return f"@{new_nonce()}"
 
 
 class Nonces:
