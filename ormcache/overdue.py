@@ -67,15 +67,29 @@ def _settle(
     connection: Any, state: ConnectionState, route: Route, registers: Sequence[str]
 ) -> None:
     now = time.monotonic()
-    if now - _tried.get(route.namespace, -_PAUSE) < _PAUSE or route.store is None:
+    store = route.store
+    if store is None or now - _tried.get(route.namespace, -_PAUSE) < _PAUSE:
         return
     breaker = _breakers.setdefault(connection.alias, Breaker())
-    if not breaker.allows():
+    if not (is_undisturbed(connection, state) and breaker.allows() and route.breaker.allows()):
         return
     _tried[route.namespace] = now
     try:
-        if not is_undisturbed(connection, state):
-            return
+        # Before the database is asked: this may take long, and intents become overdue meanwhile.
+        moment = store.moment()
+        ids = _ask(connection, state, breaker)
+        if ids is not None:
+            tables = list(dict.fromkeys((EVERYTHING, *registers)))
+            store.settle(route.namespace, tables, moment, *ids)
+    except CacheError:
+        route.breaker.failed()
+    else:
+        route.breaker.succeeded()
+
+
+def _ask(connection: Any, state: ConnectionState, breaker: Breaker) -> tuple[int, int] | None:
+    """The horizon, and the oldest id that is running; None if the database does not tell."""
+    try:
         connection.ensure_connection()
         ((horizon,),) = ask(connection, _HORIZON)
         ((oldest,),) = ask(connection, _OLDEST)
@@ -83,18 +97,6 @@ def _settle(
         # Out of reach, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
         let_go_if_lost(connection, state)
-        return
+        return None
     breaker.succeeded()
-    _tell(route, registers, int(horizon), int(oldest))
-
-
-def _tell(route: Route, registers: Sequence[str], horizon: int, oldest: int) -> None:
-    if route.store is None or not route.breaker.allows():
-        return
-    tables = list(dict.fromkeys((EVERYTHING, *registers)))
-    try:
-        route.store.settle(route.namespace, tables, horizon, oldest)
-    except CacheError:
-        route.breaker.failed()
-    else:
-        route.breaker.succeeded()
+    return int(horizon), int(oldest)

@@ -149,14 +149,19 @@ class Registers:
             self.registers[name] = Register(fresh, register.counter, others)
 
     def settle(
-        self, horizon: int, oldest: int, tables: Iterable[str], nonce: Any, lease: int
+        self,
+        facts: tuple[int, int, int],
+        tables: Iterable[str],
+        nonce: Any,
+        lease: int,
     ) -> None:
+        moment, horizon, oldest = facts
         self.touch(EVERYTHING, nonce, lease)
         for name in tables:
             register = self.touch(name, nonce, lease)
             kept = []
             for intent, end in register.intents:
-                if self._is_overdue(intent, end):
+                if intent.startswith(TOLD) and end <= moment:
                     base, _, limit = intent.partition("!")
                     limit = limit or str(horizon)
                     if oldest < int(limit):

@@ -12,7 +12,7 @@ from ormcache import leases, overdue, transactions
 from ormcache.questions import ask, tell
 from ormcache.reasons import Reason
 from tests import backdoor
-from tests.interleaving import Background, pause_before, session
+from tests.interleaving import Background, pause_before, session, store_of
 from tests.marks import on_databases, on_pairs
 from tests.models import Author
 from tests.watching import Watch
@@ -127,6 +127,38 @@ def test_a_prepared_transaction_keeps_its_intent_until_somebody_ends_it(
     with cached.expect(Reason.OVERDUE):
         assert name(using)() == NEW
     assert cached.warm(name(using)) == NEW
+
+
+@on_postgresql
+def test_what_a_reader_says_too_late_ends_no_other_commit(
+    cached: Watch, using: str, author: Author, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows that one is over, and is stopped; meanwhile another becomes overdue."""
+    with never_finished(monkeypatch):
+        update(using)
+    until(cached, name(using), Reason.OVERDUE, NEW)
+    cached.warm(name(using))
+    with never_finished(monkeypatch):
+        update(using)
+    pause = pause_before(monkeypatch, type(store_of(using)), "settle")
+    late = Background(lambda: until(cached, name(using), Reason.OVERDUE, NEW))
+    pause.wait()
+    # This one settles the first, and everything is as usual.
+    with cached.expect(Reason.OVERDUE):
+        name(using)()
+    cached.warm(name(using))
+    commit = pause_before(monkeypatch, type(connections[using]), "_commit")
+    monkeypatch.setattr(overdue, "_settle", lambda *args: None)
+    writer = Background(update, using)
+    commit.wait()
+    until(cached, name(using), Reason.OVERDUE, NEW)
+    pause.end()
+    late.result()
+    for _ in range(3):
+        with cached.expect(Reason.OVERDUE):
+            name(using)()
+    commit.end()
+    writer.result()
 
 
 @on_postgresql

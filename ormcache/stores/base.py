@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ormcache.exceptions import CacheError
 from ormcache.reasons import Reason
 
 EVERYTHING = "*"
@@ -97,17 +98,23 @@ class Store(abc.ABC):
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         """Make entries of ``tables`` invalid now."""
 
-    def settle(  # noqa: B027 - with other stores, leases end intents
-        self, namespace: str, tables: Sequence[str], horizon: int, oldest: int
+    def moment(self) -> int:
+        """The time of the cache's own clock, for :meth:`settle`."""
+        raise CacheError("here leases end all intents")
+
+    def settle(
+        self, namespace: str, tables: Sequence[str], moment: int, horizon: int, oldest: int
     ) -> None:
         """Remove overdue intents whose transactions are over, as the database says.
 
         Args:
             namespace: that of ``tables``.
             tables: of which a :meth:`read` has said that some intent is overdue.
-            horizon: a transaction id that was given out after that read.
-            oldest: the lowest id of a transaction that is still running, asked after that.
+            moment: when :meth:`moment` was asked; what was not overdue by then stays.
+            horizon: a transaction id that was given out after that.
+            oldest: the lowest id of a transaction that was still running after that.
         """
+        raise CacheError("here leases end all intents")
 
     @abc.abstractmethod
     def status(self, namespace: str) -> dict[str, object]:

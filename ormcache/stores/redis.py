@@ -208,36 +208,31 @@ class RedisStore(Store):
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         self._channels.run(self._call, "finish", namespace, "", tuple(tables))
 
-    def settle(self, namespace: str, tables: Sequence[str], horizon: int, oldest: int) -> None:
-        self._channels.run(self._settle, namespace, tuple(tables), horizon, oldest)
+    def moment(self) -> int:
+        return self._channels.run(self._moment)
+
+    def _moment(self, channel: Channel) -> int:
+        seconds, micros = channel.call(pack(b"TIME"))
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def settle(
+        self, namespace: str, tables: Sequence[str], moment: int, horizon: int, oldest: int
+    ) -> None:
+        self._channels.run(self._settle, namespace, tuple(tables), moment, horizon, oldest)
 
     def _settle(
-        self,
-        channel: Channel,
-        namespace: str,
-        tables: tuple[str, ...],
-        horizon: int,
-        oldest: int,
+        self, channel: Channel, namespace: str, tables: tuple[str, ...], *facts: int
     ) -> None:
-        nonce = new_nonce().encode()
+        lease = int(current().LEASE * 1000)
+        arguments = [new_nonce().encode(), *(b"%d" % fact for fact in (lease, *facts))]
         channel.call(
             b"*%d\r\n%s%s%s%s"
             % (
-                len(tables) + 9,
+                len(tables) + 10,
                 _EVALSHA,
                 channel.sha["settle"],
                 self._parts(namespace, channel, tables).change,
-                b"".join(
-                    map(
-                        bulk,
-                        (
-                            nonce,
-                            b"%d" % (current().LEASE * 1000),
-                            b"%d" % horizon,
-                            b"%d" % oldest,
-                        ),
-                    )
-                ),
+                b"".join(map(bulk, arguments)),
             )
         )
 
