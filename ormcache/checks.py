@@ -42,6 +42,7 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
     found += _unknown_names(settings)
     found += _unknown_tables(settings)
     found += _lease(settings)
+    found += _fence(settings)
     found += _other_caches()
     if settings.ENABLED:
         for alias in sorted(_cache_aliases(settings)):
@@ -135,6 +136,17 @@ def _lease(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
             f"({settings.SOCKET_TIMEOUT} s).",
             "A commit is announced again when a third of its lease is over before the cache has "
             "answered: lengthen LEASE or shorten SOCKET_TIMEOUT.",
+        )
+
+
+def _fence(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    raw = getattr(django_settings, "ORMCACHE", None)
+    is_asked_for = isinstance(raw, Mapping) and raw.get("ON_CACHE_FAILURE") == "fence"
+    if is_asked_for and settings.fence_interval is None:
+        yield _error(
+            "E017",
+            "ORMCACHE['ON_CACHE_FAILURE'] is 'fence', but with FENCE None nobody looks there.",
+            "Leave FENCE out, or give a number of seconds; or set ON_CACHE_FAILURE to 'raise'.",
         )
 
 

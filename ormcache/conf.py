@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -130,6 +131,10 @@ class Inherited(enum.Enum):
     INHERITED = enum.auto()
 
 
+DEFAULT_FENCE = 1.0
+"""Seconds: ``FENCE`` where it is not set and the policy needs it."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatabaseSettings:
     """``ORMCACHE["DATABASES"][alias]``."""
@@ -172,9 +177,11 @@ class Settings:
     ON_MISMATCH: Literal["log", "raise"] = _choice("log", "log", "raise")
     LEASE: float = _seconds(10)
     SOCKET_TIMEOUT: float = _seconds(1)
-    ON_CACHE_FAILURE: Literal["raise", "open"] = _choice("raise", "raise", "open")
-    FENCE: float | None = _option(
-        None,
+    ON_CACHE_FAILURE: Literal["raise", "fence", "open"] = _choice(
+        "fence", "raise", "fence", "open"
+    )
+    FENCE: float | Literal[Inherited.INHERITED] | None = _option(
+        Inherited.INHERITED,
         "a number of seconds above 0, or None to leave the table alone",
         lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
     )
@@ -189,6 +196,20 @@ class Settings:
         "a number of bytes above 0",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
     )
+
+    @functools.cached_property
+    def fence_interval(self) -> float | None:
+        """After how many seconds a process looks into the fence again; None for never."""
+        if not isinstance(self.FENCE, Inherited):
+            return self.FENCE
+        return DEFAULT_FENCE if self.ON_CACHE_FAILURE == "fence" else None
+
+    @functools.cached_property
+    def on_cache_failure(self) -> Literal["raise", "fence", "open"]:
+        """The policy. Where nobody looks into the fence, nothing can be announced there."""
+        if self.ON_CACHE_FAILURE == "fence" and self.fence_interval is None:
+            return "raise"
+        return self.ON_CACHE_FAILURE
 
 
 _SECTIONS: dict[str, type[Any]] = {"DATABASES": DatabaseSettings, "MODELS": ModelSettings}

@@ -29,9 +29,9 @@ def snapshot(aliases: Iterable[str] | None = None) -> dict[str, dict[str, dict[s
 
     Events are ``hit``, ``miss``, ``corrupt`` (an entry that did not decode, also counted as a
     miss), ``not stored: <reason>`` (a miss that will be a miss again), ``skip: <reason>``,
-    ``invalidated`` and ``unannounced`` (a write that the cache was not told of). A read of
-    several tables counts for each; one that was skipped before its tables were known counts
-    under ``""``.
+    ``invalidated``, ``fenced`` (a write that the fence was told of instead of the cache) and
+    ``unannounced`` (one that neither was told of). A read of several tables counts for each;
+    one that was skipped before its tables were known counts under ``""``.
     """
     wanted = None if aliases is None else set(aliases)
     with _lock:

@@ -23,13 +23,17 @@ class CacheTimeout(CacheError):
 
 
 class CacheUnreachable(OrmcacheError, OperationalError):
-    """A write was refused because the cache could not be told about it beforehand.
+    """A write was refused because neither the cache nor the fence could be told about it.
 
     It is a ``django.db.OperationalError``, so that ``atomic()`` rolls the transaction back:
     Django rolls back after a failed commit for database errors only, and MySQL and SQLite
-    would commit for any other error. ``ORMCACHE["ON_CACHE_FAILURE"] = "open"`` lets writes
-    through instead, at the price of answers that may be out of date until they expire.
+    would commit for any other error. ``ORMCACHE["ON_CACHE_FAILURE"]`` says when writes are
+    refused.
     """
+
+
+class NoFence(OrmcacheError):
+    """A write could not be announced in the table ``ormcache_fence``. Never leaves ormcache."""
 
 
 class NotEncodable(OrmcacheError, TypeError):

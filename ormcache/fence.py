@@ -3,7 +3,8 @@
 ``INSERT INTO ormcache_fence (table_name) VALUES ('shop_book')``, by hand or by a trigger, is
 committed together with what it announces, or not at all; it needs no client of the cache. Each
 process that answers from the cache looks into the table every ``ORMCACHE["FENCE"]`` seconds. What
-it finds there it makes invalid, for all processes, and removes.
+it finds there it makes invalid, for all processes, and removes. A process that cannot reach the
+cache announces its own writes in the same way (policy "fence").
 
 So an answer is older than such a write by that time at most: a row that was committed before a
 process looked is seen, and a process that has not looked for longer does not answer from the
@@ -22,9 +23,10 @@ from typing import Any, NamedTuple
 from django import db
 from django.db import connections
 
-from ormcache import relations, sql
-from ormcache.conf import Settings, current
+from ormcache import fence_rows, relations, sql
+from ormcache.conf import Inherited, Settings, current
 from ormcache.exceptions import CacheError
+from ormcache.fence_rows import TABLE, Found
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers import schemas
@@ -35,25 +37,21 @@ from ormcache.transactions import (
     in_transaction,
     is_undisturbed,
     let_go_if_lost,
+    owed,
     state_of,
     why_not_read,
 )
 
-TABLE = "ormcache_fence"
-
 _logger = logging.getLogger("ormcache")
-_EXISTS = {
-    "postgresql": f"SELECT 1 WHERE to_regclass('{TABLE}') IS NOT NULL",
-    "sqlite": f"SELECT 1 FROM sqlite_master WHERE name = '{TABLE}'",
-    "mysql": (
-        "SELECT 1 FROM information_schema.tables "
-        f"WHERE table_schema = DATABASE() AND table_name = '{TABLE}'"
-    ),
-}
 _ROWS = f"SELECT id, table_name, created FROM {TABLE}"
 
 
 _PLACES_LIMIT = 1000
+_LONGEST_PLAIN = 130
+_LONGEST = 64
+"""Bytes, of a name: what is longer stands for all tables. Some caches take it twice as long."""
+_SILENCE = 60.0
+"""Seconds between two warnings of the same kind."""
 _AT_ONCE = 1000
 """How many rows are removed by one statement."""
 _WAITS: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -77,6 +75,8 @@ class _Look(NamedTuple):
 
     at: float
     """When it began to look, on the monotonic clock."""
+    is_there: bool
+    """Whether there is such a table."""
     told: frozenset[_Row]
     """The rows that were still there though it has told the cache of them."""
     doubtful: Mapping[_Row, object]
@@ -101,15 +101,24 @@ def why_not_trust(
     replica, on its primary's.
     Call it after :func:`ormcache.transactions.why_not_read`.
     """
-    if settings.FENCE is None:
+    interval = settings.fence_interval
+    if interval is None:
+        return None
+    if isinstance(settings.FENCE, Inherited) and (
+        route.store is None or not route.store.is_remote
+    ):
+        # Nobody writes there because the cache is out of reach.
         return None
     now = time.monotonic()
     if route.lags_behind is not None:
         connection = connections[route.lags_behind]
     state = state_of(connection)
     last = _looks.get(_place(connection, state, route))
-    if last is not None and not at_once and now - last.at < settings.FENCE:
+    if last is not None and not at_once and now - last.at < interval:
         return None
+    if route.breaker.is_waiting:
+        # Nothing could be told, and nothing is going to be answered.
+        return Reason.CACHE_UNREACHABLE
     if route.lags_behind is not None:
         return _look_on_primary(connection, state, route, now)
     try:
@@ -160,15 +169,24 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         # It sets the search path, which is that of another tenant until then.
         connection.cursor().close()
     is_inside = in_transaction(connection, state)
+    is_there = last is not None and last.is_there
     try:
+        if not is_there:
+            found = fence_rows.look_for(connection)
+            is_there = found in (Found.ONE, Found.SEVERAL)
+            if not is_there:
+                if found is Found.HIDDEN or not isinstance(current().FENCE, Inherited):
+                    return Reason.NO_FENCE
+                # Nobody can have written there. Without the table, a write is refused while the
+                # cache is out of reach.
+                _note(place, _Look(now, False, frozenset(), {}))
+                return None
         with savepoint(connection) if is_inside else nullcontext():
-            rows = _rows(connection, is_there=last is not None)
+            rows = ask(connection, _ROWS)
     except db.Error:
         # The table may have been dropped.
         _looks.pop(place, None)
         raise
-    if rows is None:
-        return Reason.NO_FENCE
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
     if not _tell(route, {row[1] for row in rows if row not in told}):
         return Reason.CACHE_UNREACHABLE
@@ -178,22 +196,30 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         doubtful = {
             row: whose for row in rows if row not in told and doubtful.get(row, whose) is whose
         }
+        _remove_afterwards(connection, state, [row[0] for row in rows if row not in doubtful])
     else:
         doubtful = {}
         if rows and _remove(connection, [row[0] for row in rows]):
             rows = []
-    if len(_looks) > _PLACES_LIMIT:
-        _looks.clear()
-    _looks[place] = _Look(now, frozenset(rows) - doubtful.keys(), doubtful)
+    _note(place, _Look(now, True, frozenset(rows) - doubtful.keys(), doubtful))
     return None
 
 
-def _rows(connection: Any, *, is_there: bool) -> list[_Row] | None:
-    """What is in the table; None if there is none. Raises ``django.db.Error``."""
-    exists = _EXISTS.get(connection.vendor)
-    if not is_there and (exists is None or not ask(connection, exists)):
-        return None
-    return ask(connection, _ROWS)
+def _remove_afterwards(connection: Any, state: ConnectionState, ids: list[int]) -> None:
+    """Remove rows when the transaction is over: inside, that would be undone with it, or wait."""
+    if ids:
+
+        def remove() -> None:
+            if connection.connection is not None:
+                _remove(connection, ids)
+
+        state.afterwards = remove
+
+
+def _note(place: tuple[object, ...], look: _Look) -> None:
+    if len(_looks) > _PLACES_LIMIT:
+        _looks.clear()
+    _looks[place] = look
 
 
 def _tell(route: Route, names: Collection[str]) -> bool:
@@ -202,7 +228,8 @@ def _tell(route: Route, names: Collection[str]) -> bool:
         return True
     if route.store is None or not route.breaker.allows():
         return False
-    tables = [EVERYTHING] if EVERYTHING in names else sorted(_written(names))
+    is_all = EVERYTHING in names or not all(map(_may_be_a_table, names))
+    tables = [EVERYTHING] if is_all else sorted(_written(names))
     try:
         route.store.bump(route.namespace, tables)
     except CacheError:
@@ -210,6 +237,11 @@ def _tell(route: Route, names: Collection[str]) -> bool:
         return False
     route.breaker.succeeded()
     return True
+
+
+def _may_be_a_table(name: str) -> bool:
+    """Whether it is short enough, with a schema in front, for the keys of all caches."""
+    return len(name.encode()) <= (_LONGEST_PLAIN if name.isascii() else _LONGEST)
 
 
 def _written(names: Iterable[str]) -> set[str]:
@@ -223,6 +255,36 @@ def _written(names: Iterable[str]) -> set[str]:
     return relations.written_with(tables, current().WRITES)
 
 
+def rows(alias: str) -> list[int]:
+    """The rows that are there before all is made invalid, for :func:`remove`. Raises nothing.
+
+    None where nothing must be removed: in a transaction, or with a cache of this process only.
+    """
+    connection: Any = connections[alias]
+    state = state_of(connection)
+    route = state.route(connection, current())
+    if route.store is None or not route.store.is_remote or in_transaction(connection, state):
+        return []
+    try:
+        connection.ensure_connection()
+        if not is_undisturbed(connection, state):
+            return []
+        if fence_rows.look_for(connection) not in (Found.ONE, Found.SEVERAL):
+            return []
+        return [row[0] for row in ask(connection, _ROWS)]
+    except Exception:
+        # Nobody has come for the rows.
+        return []
+
+
+def remove(alias: str, ids: Sequence[int]) -> None:
+    """Remove the rows, now that all is invalid, unless the cache is still to be told."""
+    connection: Any = connections[alias]
+    route = state_of(connection).route(connection, current())
+    if ids and EVERYTHING not in owed(route):
+        _remove(connection, ids)
+
+
 def _remove(connection: Any, ids: Sequence[int]) -> bool:
     """Remove rows that the cache was told of; if that fails, they are only in the way."""
     try:
@@ -231,9 +293,20 @@ def _remove(connection: Any, ids: Sequence[int]) -> bool:
                 some = ", ".join(map(str, ids[start : start + _AT_ONCE]))
                 tell(connection, f"{in_front}DELETE FROM {TABLE} WHERE id IN ({some})")
     except db.Error as error:
-        _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
+        _warn(connection.alias, error)
         return False
     return True
+
+
+_warned: dict[str, float] = {}
+"""When it was last said of an alias that rows cannot be removed, on the monotonic clock."""
+
+
+def _warn(alias: str, error: Exception) -> None:
+    now = time.monotonic()
+    if now - _warned.get(alias, -_SILENCE) >= _SILENCE:
+        _warned[alias] = now
+        _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.apps import apps
 from django.db import connections, models
 
-from ormcache import relations, sql, tables, transactions
+from ormcache import fence, relations, sql, tables, transactions
 from ormcache.exceptions import CacheUnreachable
 from ormcache.stores import EVERYTHING
 
@@ -42,9 +42,13 @@ def flush(using: str | None = None) -> None:
         using: a database alias; all databases without one.
 
     Raises as :func:`invalidate` does. Nothing is deleted: the entries can no longer be met
-    and expire by themselves.
+    and expire by themselves. Outside of transactions, rows of the fence are removed.
     """
+    aliases = [using] if using is not None else list(connections)
+    rows = {alias: fence.rows(alias) for alias in aliases}
     _touch(using, {EVERYTHING})
+    for alias in aliases:
+        fence.remove(alias, rows[alias])
 
 
 def _touch(using: str | None, names: set[str]) -> None:

@@ -25,10 +25,10 @@ def ask(
         return list(cursor.fetchall())
 
 
-def tell(connection: Any, sql: str) -> None:
+def tell(connection: Any, sql: str, parameters: Sequence[Any] | None = None) -> None:
     """Execute ``sql``, which gives no rows. Raises as :func:`ask` does."""
     with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
-        cursor.execute(sql)
+        _execute(cursor, sql, parameters)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from ormcache import (
     functions,
     keys,
     notes,
+    overdue,
     replicas,
     tables,
     transactions,
@@ -343,7 +344,7 @@ def execute_sql(
         return original(compiler, result_type, chunked_fetch, chunk_size)
     try:
         plan = _planned(compiler, result_type, state, route, settings)
-        if plan.reason is None and settings.FENCE is not None:
+        if plan.reason is None and settings.fence_interval is not None:
             # Not before it is known that Django would use this connection.
             plan = plan._replace(reason=fence.why_not_trust(connection, route, settings))
         if plan.reason is not None:
@@ -359,6 +360,8 @@ def execute_sql(
     run = functools.partial(_run, original, compiler, plan, result_type, chunk_size)
     if lookup.vector is None:
         answer = run()
+        if lookup.reason is Reason.OVERDUE:
+            overdue.settle(connection, route, plan.registers)
         _report(compiler, "skip", lookup.reason, plan)
         return answer
     is_single = result_type == SINGLE

@@ -140,6 +140,12 @@ class Reason(str, enum.Enum):
         "a write is being committed",
         "A transaction that changes a table of the query is between its intent and its end.",
     )
+    OVERDUE = (
+        "a commit is overdue",
+        "The lease of a commit has run out, and the database does not yet say that its "
+        "transaction is over: it, or another that was writing then, is still open or prepared. "
+        "It ends with these.",
+    )
     QUARANTINE = (
         "quarantine",
         "The cache, or the record of a table in it, is new: writes that began before might "

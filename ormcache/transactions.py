@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from django import db
@@ -27,10 +27,10 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.signals import connection_created
 from django.dispatch import Signal
 
-from ormcache import counters, sessions
+from ormcache import counters, fence_rows, sessions
 from ormcache.conf import Settings, current
 from ormcache.cursors import LiveCursors
-from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable
+from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable, NoFence
 from ormcache.leases import keeper
 from ormcache.questions import ask
 from ormcache.reasons import Reason
@@ -40,9 +40,14 @@ from ormcache.routers.positions import Position
 from ormcache.sessions import Told
 from ormcache.signals import tables_invalidated
 from ormcache.stores import EVERYTHING, Store, generation
-from ormcache.stores.base import new_nonce
+from ormcache.stores.base import new_nonce, new_transaction
 
 _T = TypeVar("_T")
+
+Fencing = Callable[[Sequence[str]], None]
+"""Announces tables in the fence, at once or with the transaction that it begins.
+
+Raises NoFence if it cannot."""
 _ATTRIBUTE = "_ormcache"
 _ATTEMPTS = 3
 
@@ -53,6 +58,7 @@ class ConnectionState:
     __slots__ = (
         "_basis",
         "_route",
+        "afterwards",
         "asked_at",
         "dirty",
         "expected",
@@ -81,6 +87,8 @@ class ConnectionState:
         """Why this transaction reads from the database until it ends."""
         self.expected: Bracket | None = None
         """An announcement made ahead of its statement, see :func:`expect`."""
+        self.afterwards: Callable[[], None] | None = None
+        """What is left to be done when the connection is in autocommit again. Raises nothing."""
         self.migrating = False
         """Whether a migration is under way, through whatever number of sessions."""
         self._route: Route | None = None
@@ -437,7 +445,7 @@ _Place = tuple[str, str]
 
 
 class _Debts:
-    """Tables that this process wrote while the cache was out of reach (policy "open").
+    """Tables that this process wrote while the cache was out of reach ("open" and "fence").
 
     Each write gives its tables a new number, before and after. So what is written while a debt
     is being paid stays owed, and nothing is paid for before it is committed.
@@ -530,13 +538,24 @@ class Bracket:
         "_begun",
         "_intent",
         "_is_owed",
+        "_is_transaction",
         "_lease",
         "_route",
         "_started",
         "_tables",
     )
 
-    def __init__(self, alias: str, route: Route, tables: list[str], lease: float) -> None:
+    def __init__(
+        self,
+        alias: str,
+        route: Route,
+        tables: list[str],
+        lease: float,
+        *,
+        is_transaction: bool = False,
+    ) -> None:
+        self._is_transaction = is_transaction
+        """Whether the database can tell whether it is over, see :mod:`ormcache.overdue`."""
         self._alias = alias
         self._route = route
         self._tables = tables
@@ -584,12 +603,16 @@ class Bracket:
                 return
             self._finish()
 
-    def arm(self) -> None:
-        """Raises CacheUnreachable if the cache does not answer and the policy is "raise"."""
+    def arm(self, fencing: Fencing | None = None) -> None:
+        """Announce it. Raises CacheUnreachable if the write has to be refused.
+
+        ``fencing``: how to announce it if the cache does not answer and the policy is "fence";
+        without it, that is as "raise".
+        """
         store, breaker = self._route.store, self._route.breaker
         if store is None:
             return
-        intent = self._intent or new_nonce()
+        intent = self._intent or (new_transaction() if self._is_transaction else new_nonce())
         self._intent = None
         try:
             if not self._confirm_start():
@@ -598,7 +621,7 @@ class Bracket:
                 self._arm_in_time(store, intent)
         except CacheError as error:
             breaker.failed()
-            self._not_armed(error)
+            self._not_armed(error, fencing)
             return
         breaker.succeeded()
         self._intent = intent
@@ -638,18 +661,44 @@ class Bracket:
             self._tables == [EVERYTHING] or set(tables) <= set(self._tables)
         )
 
-    def _not_armed(self, error: CacheError) -> None:
+    def _not_armed(self, error: CacheError, fencing: Fencing | None) -> None:
         policy = self._route.on_failure
+        if policy == "ignore":
+            return
         if policy == "raise":
-            raise CacheUnreachable(
-                f"The write to {', '.join(self._names)} was refused because the cache "
-                f"{self._route.cache_alias!r} could not be told of it: {error}. "
-                'ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
-            ) from error
-        if policy == "open":
-            self._is_owed = True
-            _debts.begin(self._place, self._tables)
-            counters.count_event(self._alias, self._names, "unannounced")
+            raise self.refusal(error) from error
+        if policy == "fence":
+            try:
+                if fencing is None:
+                    raise NoFence("it takes effect outside of a transaction that a row could join")
+                fencing(self._tables)
+            except NoFence as why:
+                raise self.refusal(error, why) from error
+        self._owe(self._tables)
+        event = "unannounced" if policy == "open" else "fenced"
+        counters.count_event(self._alias, self._names, event)
+
+    def refusal(self, error: object, why: NoFence | None = None) -> CacheUnreachable:
+        """What is raised because neither the cache nor the fence can be told."""
+        return CacheUnreachable(
+            f"The write to {', '.join(self._names)} was refused because the cache "
+            f"{self._route.cache_alias!r} could not be told of it: {error}"
+            + (f"; and not the fence, since {why}" if why else "")
+            + '. ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
+        )
+
+    def _owe(self, tables: Iterable[str]) -> None:
+        """From now on this process does not believe the cache about ``tables``."""
+        self._is_owed = True
+        _debts.begin(self._place, tables)
+
+    def widen(self, tables: Iterable[str]) -> list[str]:
+        """Add ``tables`` to a bracket that went by the fence; returns all that it now has."""
+        more = sorted(set(tables) - set(self._tables))
+        if more and self._is_owed:
+            self._owe(more)
+        self._tables = [*self._tables, *more]
+        return self._tables
 
     def _finish(self) -> None:
         store, intent = self._route.store, self._intent
@@ -689,6 +738,7 @@ class Brackets:
         """Raises CacheUnreachable as :meth:`Bracket.arm` does; then none is left armed."""
         try:
             for bracket in brackets:
+                # Who looks in one namespace would remove a row that is meant for another.
                 bracket.arm()
                 self._armed.append(bracket)
         except BaseException:
@@ -710,32 +760,72 @@ def _pin(alias: str) -> None:
             pins.wrote(primary)
 
 
-def announce(connection: Any, state: ConnectionState, tables: Iterable[str]) -> Bracket | Brackets:
+def announce(
+    connection: Any,
+    state: ConnectionState,
+    tables: Iterable[str],
+    fencing: Fencing | None = None,
+) -> Bracket | Brackets:
     """Tell the cache that ``tables`` are about to change for others.
 
+    ``fencing``: see :meth:`Bracket.arm`.
+
     Raises CacheUnreachable (a ``django.db.OperationalError``) if that fails and
-    ``ON_CACHE_FAILURE`` is ``"raise"``.
+    ``ON_CACHE_FAILURE`` does not let it through.
     """
     if state.places:
         brackets = Brackets()
-        brackets.arm([_bracket(route, tables) for route in state.places.values()])
+        is_transaction = _has_id(connection)
+        brackets.arm([_bracket(route, tables, is_transaction) for route in state.places.values()])
         return brackets
     route = state.route(connection, current())
     expected = state.expected
     if expected is not None and expected.covers(route, tables):
         state.expected = None
-        expected.arm()
+        expected.arm(fencing)
         return expected
-    bracket = _bracket(route, tables)
-    bracket.arm()
+    bracket = _bracket(route, tables, _has_id(connection))
+    bracket.arm(fencing)
     return bracket
 
 
-def _bracket(route: Route, tables: Iterable[str]) -> Bracket:
+def _has_id(connection: Any) -> bool:
+    """Whether what is about to be committed is a transaction to which PostgreSQL gave an id.
+
+    One that was begun and has changed nothing has none, and nothing to commit either. Without
+    autocommit nobody could ask for the oldest id without having one.
+    """
+    return (
+        connection.vendor == "postgresql"
+        and connection.settings_dict["AUTOCOMMIT"]
+        and not is_pipelined(connection)
+        and is_open(connection) is True
+    )
+
+
+def fence_open_transaction(connection: Any, state: ConnectionState) -> Fencing | None:
+    """How to announce a commit with a row in the transaction that is about to be committed."""
+    settings = current()
+    if chosen.is_configured(settings) or is_pipelined(connection):
+        return None
+
+    def fence(tables: Sequence[str]) -> None:
+        if is_aborted(connection):
+            # The server will answer ROLLBACK.
+            return
+        if is_open(connection) is False:
+            raise NoFence("no transaction is open that a row could join")
+        fence_rows.check(connection, state.route(connection, settings).namespace)
+        fence_rows.insert(connection, tables)
+
+    return fence
+
+
+def _bracket(route: Route, tables: Iterable[str], is_transaction: bool = False) -> Bracket:
     names = sorted(tables)
     if EVERYTHING in names:
         names = [EVERYTHING]
-    return Bracket(route.alias, route, names, current().LEASE)
+    return Bracket(route.alias, route, names, current().LEASE, is_transaction=is_transaction)
 
 
 def may_expect(connection: Any) -> bool:
@@ -851,7 +941,8 @@ def _publish(
 
 def _announce_commit(connection: Any, state: ConnectionState) -> Bracket | Brackets:
     try:
-        return announce(connection, state, state.dirty)
+        fencing = fence_open_transaction(connection, state)
+        return announce(connection, state, state.dirty, fencing)
     except db.DatabaseError:
         # atomic() rolls back for these; by hand it is the caller's choice.
         raise
@@ -915,6 +1006,9 @@ def set_autocommit(original: Callable[[], None], connection: Any, autocommit: bo
     else:
         # Then Django runs the hooks of an earlier commit().
         _publish(original, connection, lambda: connection.autocommit and not was_on)
+        afterwards, state.afterwards = state.afterwards, None
+        if afterwards is not None and is_undisturbed(connection, state):
+            afterwards()
     if state.is_new:
         # Called by connect(), before Django and receivers tell the session anything.
         _begin_session(connection, state)

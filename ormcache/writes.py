@@ -7,19 +7,29 @@ SQL, the schema editor, ``flush``, ``loaddata``. What a text does is worked out 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django import db
 from django.db import connections
 from django.db.models.sql.compiler import SQLDeleteCompiler
 
-from ormcache import engines, functions, relations, sessions, sql, tables, transactions
+from ormcache import (
+    engines,
+    fence_rows,
+    functions,
+    relations,
+    sessions,
+    sql,
+    tables,
+    transactions,
+)
 from ormcache.conf import Settings, current
 from ormcache.cursors import FETCHES
+from ormcache.exceptions import NoFence
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
-from ormcache.routers import health, schemas
+from ormcache.routers import chosen, health, schemas
 from ormcache.sql import Kind
 from ormcache.stores import EVERYTHING, is_store_access
 from ormcache.transactions import ConnectionState, in_transaction, is_open, state_of
@@ -38,9 +48,14 @@ class Effect(NamedTuple):
     own: str = ""
     """The table, if any, that is written in the schema that is searched first; see
     :mod:`ormcache.routers.tenancy`."""
+    is_plain: bool = False
+    """Whether it is one statement that changes rows and may stand in any transaction."""
+    prepares: bool = False
+    """Whether it is PREPARE TRANSACTION: the commit is still to come, from whomever."""
 
 
 _ENDS = Kind.COMMIT | Kind.ROLLBACK
+_JUST_COMMITS = frozenset({Kind.COMMIT, Kind.COMMIT | Kind.BEGIN, Kind.RELEASE})
 _NOTHING = Effect(Kind.READ, frozenset())
 
 
@@ -102,7 +117,18 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
         names = {EVERYTHING}
     if not kind:
         return _NOTHING
-    return Effect(kind, frozenset(names), path, own)
+    is_plain = kind == Kind.WRITE and len(statements) == 1 and _begins_plainly(text, vendor)
+    prepares = bool(kind & Kind.COMMIT) and _PREPARES.match(text) is not None
+    return Effect(kind, frozenset(names), path, own, is_plain, prepares)
+
+
+_PREPARES = re.compile(r"\s*PREPARE\s+TRANSACTION\b", re.IGNORECASE)
+_PLAIN_VERBS = frozenset("insert update delete replace merge with".split())
+
+
+def _begins_plainly(text: str, vendor: str) -> bool:
+    first = next(sql.tokens(text, vendor), None)
+    return first is not None and first.folded in _PLAIN_VERBS
 
 
 def _only_there(own: str, names: Collection[str], writes: Mapping[str, Iterable[str]]) -> str:
@@ -420,10 +446,11 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     if kind is not Kind.WRITE and _alters_session(effect) and sessions.are_shared(connection):
         # Before another connection can get it.
         sessions.spoil(connection)
-    bracket = _begin(connection, state, effect)
+    alone = _Alone(connection, state, effect)
+    bracket = _begin(connection, state, effect, alone)
     was_aborted = bool(kind & Kind.COMMIT) and transactions.is_aborted(connection)
     try:
-        result = operation()
+        result = alone.run(bracket, operation) if alone.is_fenced else operation()
     except BaseException as error:
         if bracket is not None:
             bracket.end(known=transactions.outcome_is_known(connection, error))
@@ -435,11 +462,54 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         state.rolled_back(connection)
     _note(connection, state, effect)
     if bracket is not None:
-        bracket.end(known=not _is_busy(connection))
+        bracket.end(known=not (effect.prepares or _is_busy(connection)))
     return result
 
 
 _Bracket = transactions.Bracket | transactions.Brackets
+
+
+class _Alone:
+    """A statement outside of transactions, which gets one of its own if it goes by the fence.
+
+    Nothing else could commit it together with the row that announces it.
+    """
+
+    __slots__ = ("_connection", "_effect", "_state", "is_fenced")
+
+    def __init__(self, connection: Any, state: ConnectionState, effect: Effect) -> None:
+        self._connection = connection
+        self._state = state
+        self._effect = effect
+        self.is_fenced = False
+
+    def prepare(self, tables: Sequence[str]) -> None:
+        """The cache does not answer. Raises NoFence if the statement must not run then."""
+        connection, state, settings = self._connection, self._state, current()
+        namespace = state.route(connection, settings).namespace
+        # Not executescript(), which commits first what is open.
+        if not (self._effect.is_plain and self._effect.kind == Kind.WRITE):
+            raise NoFence("only INSERT, UPDATE, DELETE and the like can be put in a transaction")
+        if transactions.is_pipelined(connection) or chosen.is_configured(settings):
+            raise NoFence("a row could be lost")
+        if engines.without_transactions(connection, namespace, tables):
+            raise NoFence("a table takes no part in transactions")
+        fence_rows.check(connection, namespace)
+        self.is_fenced = True
+
+    def run(self, bracket: Any, operation: Callable[[], Any]) -> Any:
+        """Execute the statement and what announces it in one transaction."""
+        state = self._state
+        # What a wrapper around the statement writes is in this transaction, too.
+        state.manual = True
+        try:
+            return fence_rows.commit_with(
+                self._connection, lambda: bracket.widen(state.dirty), operation
+            )
+        except NoFence as error:
+            raise bracket.refusal("it does not answer", error) from error
+        finally:
+            state.ended()
 
 
 def _alters_session(effect: Effect) -> bool:
@@ -447,7 +517,9 @@ def _alters_session(effect: Effect) -> bool:
     return bool(effect.search_path or effect.kind & (Kind.SESSION | Kind.ISOLATION))
 
 
-def _begin(connection: Any, state: ConnectionState, effect: Effect) -> _Bracket | None:
+def _begin(
+    connection: Any, state: ConnectionState, effect: Effect, alone: _Alone | None = None
+) -> _Bracket | None:
     """Before a statement: note what it writes; announce it if others see that at once."""
     kind = effect.kind
     # Compared first, as operations on flags are slow and this is what most statements are.
@@ -461,7 +533,12 @@ def _begin(connection: Any, state: ConnectionState, effect: Effect) -> _Bracket 
     affected = state.dirty | registers
     if not affected or (was_open and not _is_seen_at_once(connection, state, effect)):
         return None
-    return transactions.announce(connection, state, affected)
+    fencing: transactions.Fencing | None = None
+    if alone is not None and not was_open:
+        fencing = alone.prepare
+    elif not registers and kind in _JUST_COMMITS:
+        fencing = transactions.fence_open_transaction(connection, state)
+    return transactions.announce(connection, state, affected, fencing)
 
 
 def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) -> bool:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 EVERYTHING = "*"
 QUARANTINE = "Q"
+TOLD = "@"
+"""So begins an intent whose end the database can tell."""
 
 FLAWS = (
     "a lost register is taken for a new one",
@@ -74,7 +76,11 @@ class Registers:
             intents = ((QUARANTINE, ends),) if ends > self.now else ()
             register = Register(nonce, register.counter, intents)
         elif register.intents:
-            live = tuple(intent for intent in register.intents if intent[1] > self.now)
+            live = tuple(
+                (name, end)
+                for name, end in register.intents
+                if end > self.now or name.startswith(TOLD)
+            )
             if not live:
                 register = Register(nonce, register.counter)
             elif len(live) < len(register.intents):
@@ -111,6 +117,8 @@ class Registers:
             intents = [intent for r in found if r is not None for intent in r.intents]
             if intents:
                 kind = "quarantine" if QUARANTINE in dict(intents) else "busy"
+                if any(self._is_overdue(*pair) for pair in intents):
+                    kind = "overdue"
                 return Answer(None, kind, max(end for _, end in intents) - self.now)
         return Answer(tuple((r.nonce, r.counter) for r in found if r is not None))
 
@@ -123,7 +131,7 @@ class Registers:
             register = self.touch(name, nonce, lease)
             if self.flaw != "arm does not note the register":
                 self._note(name)
-            others = tuple(pair for pair in register.intents if pair[0] != intent)
+            others = _others(register, intent)
             if self.flaw == "intents are not counted":
                 others = ()
             fresh = register.nonce if self.flaw == "no new nonce for a commit" else nonce
@@ -134,11 +142,38 @@ class Registers:
         self.touch(EVERYTHING, nonce, lease)
         for name in tables:
             register = self.touch(name, nonce, lease)
-            others = tuple(pair for pair in register.intents if pair[0] != intent)
+            others = _others(register, intent)
             if self.flaw == "intents are not counted":
                 others = ()
             fresh = register.nonce if self.flaw == "no new nonce for a commit" else nonce
             self.registers[name] = Register(fresh, register.counter, others)
+
+    def settle(
+        self,
+        facts: tuple[int, int, int],
+        tables: Iterable[str],
+        nonce: Any,
+        lease: int,
+    ) -> None:
+        moment, horizon, oldest = facts
+        self.touch(EVERYTHING, nonce, lease)
+        for name in tables:
+            register = self.touch(name, nonce, lease)
+            kept = []
+            for intent, end in register.intents:
+                if intent.startswith(TOLD) and end <= moment:
+                    base, _, limit = intent.partition("!")
+                    limit = limit or str(horizon)
+                    if oldest < int(limit):
+                        kept.append((f"{base}!{limit}", end))
+                else:
+                    kept.append((intent, end))
+            if len(kept) < len(register.intents):
+                register = register._replace(nonce=nonce)
+            self.registers[name] = register._replace(intents=tuple(kept))
+
+    def _is_overdue(self, intent: str, end: int) -> bool:
+        return intent.startswith(TOLD) and end <= self.now
 
     # What others do.
 
@@ -152,6 +187,13 @@ class Registers:
         """HINCRBY, by a program that knows nothing else."""
         register = self.registers.get(name, Register())
         self.registers[name] = register._replace(counter=(register.counter or 0) + 1)
+
+
+def _others(register: Register, intent: str) -> tuple[tuple[str, int], ...]:
+    def is_it(name: str) -> bool:
+        return name == intent or (name.startswith(TOLD) and name.partition("!")[0] == intent)
+
+    return tuple(pair for pair in register.intents if not is_it(pair[0]))
 
 
 # --- the search ----------------------------------------------------------------------------

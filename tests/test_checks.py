@@ -388,6 +388,13 @@ def alias(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
             del connections[name]
 
 
+def test_e017_refuses_a_fence_that_nobody_looks_into(check: Check) -> None:
+    message = the_only(check(ormcache={"ON_CACHE_FAILURE": "fence", "FENCE": None}))
+    assert message.id == "ormcache.E017"
+    assert check(ormcache={"ON_CACHE_FAILURE": "fence"}) == []
+    assert check(ormcache={"FENCE": None}) == []
+
+
 def test_e010_refuses_two_caches_for_one_database(
     check: Check, alias: Callable[..., None]
 ) -> None:

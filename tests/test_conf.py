@@ -28,8 +28,8 @@ DEFAULTS = {
     "ON_MISMATCH": "log",
     "LEASE": 10,
     "SOCKET_TIMEOUT": 1,
-    "ON_CACHE_FAILURE": "raise",
-    "FENCE": None,
+    "ON_CACHE_FAILURE": "fence",
+    "FENCE": Inherited.INHERITED,
     "DATABASES": {},
     "MODELS": {},
     "CACHE_RANDOM": False,
@@ -52,7 +52,7 @@ RIGHT: dict[str, list[Any]] = {
     "ON_MISMATCH": ["log", "raise"],
     "LEASE": [0.5, 60],
     "SOCKET_TIMEOUT": [0.1, 5],
-    "ON_CACHE_FAILURE": ["raise", "open"],
+    "ON_CACHE_FAILURE": ["raise", "fence", "open"],
     "FENCE": [None, 0.5, 60],
     "DATABASES": [{}, {"default": {}}],
     "MODELS": [{}, {"tests.Book": {}}],
@@ -76,7 +76,7 @@ WRONG: dict[str, list[Any]] = {
     "ON_MISMATCH": ["ignore", None, True, []],
     "LEASE": NO_NUMBER,
     "SOCKET_TIMEOUT": NO_NUMBER,
-    "ON_CACHE_FAILURE": ["ignore", "fence", None, True, []],
+    "ON_CACHE_FAILURE": ["ignore", "Fence", None, True, []],
     "FENCE": [value for value in NO_NUMBER if value is not None],
     "DATABASES": [None, [], "default", {1: {}}],
     "MODELS": [None, [], "tests.Book", {None: {}}],
@@ -100,6 +100,26 @@ def test_each_option_has_a_documented_default() -> None:
     defaults = Settings()
     names = [field.name for field in dataclasses.fields(Settings)]
     assert {name: getattr(defaults, name) for name in names} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "raw, interval, policy",
+    [
+        ({}, 1, "fence"),
+        ({"FENCE": 5}, 5, "fence"),
+        ({"FENCE": None}, None, "raise"),
+        ({"FENCE": None, "ON_CACHE_FAILURE": "fence"}, None, "raise"),
+        ({"ON_CACHE_FAILURE": "raise"}, None, "raise"),
+        ({"ON_CACHE_FAILURE": "open"}, None, "open"),
+        ({"ON_CACHE_FAILURE": "raise", "FENCE": 5}, 5, "raise"),
+    ],
+)
+def test_the_policy_and_the_looks_into_the_fence_go_together(
+    raw: Any, interval: float | None, policy: str
+) -> None:
+    settings, _ = conf.parse(raw)
+    assert settings.fence_interval == interval
+    assert settings.on_cache_failure == policy
 
 
 def test_each_option_is_tried_here() -> None:

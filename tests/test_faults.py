@@ -206,6 +206,7 @@ def test_the_breaker_keeps_reads_from_trying_again_at_once(
 
 @on_default
 def test_a_write_is_refused_while_the_server_is_down(shop: Shop, server: RedisServer) -> None:
+    shop.set(ON_CACHE_FAILURE="raise")
     shop.warm()
     server.kill()
     with at_most(2):
@@ -277,6 +278,7 @@ def test_a_server_that_hangs_costs_one_timeout(
 def test_announcements_that_a_hanging_server_executes_later_make_nothing_wrong(
     shop: Shop, server: RedisServer
 ) -> None:
+    shop.set(ON_CACHE_FAILURE="raise")
     shop.warm()
     server.pause()
     try:
@@ -464,6 +466,7 @@ def test_a_demoted_server_is_refused_and_promoted_again_it_is_another_one(
     shop: Shop, server: RedisServer
 ) -> None:
     """The client keeps its socket to the old master."""
+    shop.set(ON_CACHE_FAILURE="raise")
     with RedisServer(replica_of=server) as other:
         other.wait_for_primary()
         shop.warm()
@@ -536,6 +539,7 @@ def test_a_write_whose_announcement_or_end_is_executed_but_not_answered(
 def test_an_announcement_that_is_never_answered_refuses_the_write(
     behind: Shop, proxy: Proxy
 ) -> None:
+    behind.set(ON_CACHE_FAILURE="raise")
     behind.warm()
     proxy.is_silent = True
     losing(proxy, behind.name_of("arm"), times=10)
@@ -637,6 +641,7 @@ def test_memcached_back_with_all_it_had_serves_nothing_old(
 
         watch.warm(name)
         memcached.cut()
+        settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
         with pytest.raises(CacheUnreachable):
             Author.objects.update(name=NEW)
         settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "open"}

@@ -54,6 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def fenced(cached: Watch, settings: Any, using: str, clock: Clock) -> Iterator[Watch]:
     """ormcache at work with a fence that is looked into every two seconds."""
     fence._looks.clear()
+    fence._warned.clear()
     settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 2}
     backdoor.execute(using, "DELETE FROM ormcache_fence")
     yield cached

@@ -868,6 +868,7 @@ def test_a_cache_that_is_lost_at_the_end_is_an_error_that_says_what_to_do(
 
 @on_default
 def test_a_cache_that_is_lost_on_the_way_stops_a_migration(cut: Cut, using: str) -> None:
+    cut.set(ON_CACHE_FAILURE="raise")
     migrate(using)
     plugged(run("UPDATE migrating_item SET name = 'lost'"), do(lambda alias: cut.proxy.cut()))
     with pytest.raises(CacheUnreachable, match=r"The write to .* was refused"):

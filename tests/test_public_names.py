@@ -81,6 +81,7 @@ def test_the_errors() -> None:
         "CacheTimeout",
         "CacheUnreachable",
         "Mismatch",
+        "NoFence",
         "NotEncodable",
         "Corrupt",
     }
@@ -106,6 +107,7 @@ def test_the_reasons() -> None:
         "NOT_ENCODABLE": "result cannot be encoded",
         "NO_CACHE": "no usable cache",
         "NO_FENCE": "no fence",
+        "OVERDUE": "a commit is overdue",
         "NO_ROWS_POSSIBLE": "empty query",
         "NO_TABLE": "reads no table",
         "PARAMETER": "parameter without a stable identity",

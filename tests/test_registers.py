@@ -59,13 +59,18 @@ _tables = st.sampled_from([("a",), ("b",), ("a", "b")])
 _written = st.sampled_from([("a",), ("b",), ("a", "b"), ("*",)])
 _names = st.sampled_from(["*", "a", "b"])
 _leases = st.sampled_from([100, 100, 300])
-_intents = st.sampled_from(["1.0", "1.1", "2.0"])
+_intents = st.sampled_from(["1.0", "1.1", "2.0", "@1.0", "@2.0"])
+# How long ago, horizon, oldest.
+_facts = st.tuples(
+    st.sampled_from([0, 0, 60, 150]), st.sampled_from([5, 7]), st.sampled_from([3, 5, 6, 7])
+)
 _operations = st.one_of(
     st.tuples(st.just("read"), _tables, _leases),
     st.tuples(st.just("read"), _tables, _leases),
     st.tuples(st.just("store"), _tables),
     st.tuples(st.just("arm"), _intents, _written, _leases),
     st.tuples(st.just("finish"), st.one_of(_intents, st.just("")), _written, _leases),
+    st.tuples(st.just("settle"), _facts, _written),
     st.tuples(st.just("lose"), _names),
     st.tuples(st.just("lose everything")),
     st.tuples(st.just("increment"), _names),
@@ -98,6 +103,11 @@ class Scripts:
         keys = [self.key(name) for name in ("*", *tables)]
         args = [self.replid, nonce, lease, intent]
         self.client.eval(self.texts[script], len(keys), *keys, *args)
+
+    def settle(self, facts: tuple[int, int, int], tables: Any, nonce: str, lease: int) -> None:
+        keys = [self.key(name) for name in ("*", *tables)]
+        args = [self.replid, nonce, lease, *facts]
+        self.client.eval(self.texts["settle"], len(keys), *keys, *args)
 
     def read(self, tables: Any, nonce: str, lease: int) -> Any:
         keys = [f"{self.prefix}e:{ENTRY}", *(self.key(name) for name in ("*", *tables))]
@@ -165,6 +175,11 @@ def test_the_scripts_do_what_the_model_does(client: Any, operations: Any) -> Non
             intent, tables, lease = args
             scripts.change(kind, intent, tables, nonce, lease)
             getattr(model, kind)(intent, tables, nonce, lease)
+        elif kind == "settle":
+            (ago, horizon, oldest), tables = args
+            facts = (model.now - ago, horizon, oldest)
+            scripts.settle(facts, tables, nonce, 100)
+            model.settle(facts, tables, nonce, 100)
         elif kind == "lose":
             scripts.delete(*args)
             model.lose(*args)

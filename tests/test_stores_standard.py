@@ -382,9 +382,10 @@ def test_statements_of_the_cache_itself_invalidate_nothing(database_cache: str) 
 
 @on_two_databases
 def test_inside_a_transaction_of_its_database_the_cache_is_not_to_be_trusted(
-    database_cache: str,
+    database_cache: str, settings: Any
 ) -> None:
     """The mark of a commit would be seen by others only when that transaction ends."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
     author = Author.objects.using("postgresql").create(name="a")
 
     def name() -> str:
@@ -401,9 +402,10 @@ def test_inside_a_transaction_of_its_database_the_cache_is_not_to_be_trusted(
 
 @on_two_databases
 def test_an_error_that_the_database_cache_swallows_refuses_the_write(
-    database_cache: str, monkeypatch: pytest.MonkeyPatch
+    database_cache: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DatabaseCache.set() answers a locked or full database with silence."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
     author = Author.objects.using("postgresql").create(name="a")
 
     def read_only(execute: Any, sql: str, *rest: Any) -> Any:

@@ -121,6 +121,8 @@ def _as_text(expected: str) -> str:
 def _default(name: str, field: dataclasses.Field[Any]) -> str:
     if field.default is dataclasses.MISSING:
         return "`{}`"
+    if name == "FENCE":
+        return f"`{conf.DEFAULT_FENCE:g}` if `ON_CACHE_FAILURE` is `'fence'`, otherwise `None`"
     if "." in name and field.default in (None, conf.Inherited.INHERITED):
         return "what the surrounding setting says"
     return f"`{field.default!r}`"

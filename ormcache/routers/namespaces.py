@@ -53,7 +53,7 @@ class Route:
     breaker: Breaker
     enabled: bool
     timeout: float | None
-    on_failure: Literal["raise", "open", "ignore"]
+    on_failure: Literal["raise", "fence", "open", "ignore"]
     context: tuple[object, ...]
     """What an answer depends on besides the SQL: part of every entry's key."""
     lags_behind: str | None = None
@@ -98,7 +98,7 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
         enabled=is_enabled,
         timeout=timeout,
         # Switched off, ormcache still tells other processes of writes, but never in the way.
-        on_failure=settings.ON_CACHE_FAILURE if _is_cached(connection, settings) else "ignore",
+        on_failure=settings.on_cache_failure if _is_cached(connection, settings) else "ignore",
         context=(alias, _digest(_driver(connection), _software(connection), _session(connection))),
         lags_behind=primary.alias if lags else None,
         max_lag=database.MAX_LAG,

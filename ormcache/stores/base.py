@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from ormcache.exceptions import CacheError
 from ormcache.reasons import Reason
 
 EVERYTHING = "*"
@@ -34,7 +35,7 @@ class Lookup(NamedTuple):
     does, and never comes back.
     """
     reason: Reason | None = None
-    """Why they are not clean: BUSY or QUARANTINE."""
+    """Why they are not clean: BUSY, QUARANTINE or OVERDUE."""
     remaining: float = 0.0
     """Seconds until they are clean at the latest."""
 
@@ -50,6 +51,9 @@ class Store(abc.ABC):
     mode: str
     """``"strict"``: no answer is ever older than the database's. ``"standard"``: it may be,
     for moments, while two commits to one table overlap; see the page on guarantees."""
+
+    is_remote = True
+    """Whether it may be out of reach of this process, or of another."""
 
     def database(self) -> str | None:
         """The database alias in which the cache itself lives, if it lives in one."""
@@ -111,6 +115,24 @@ class Store(abc.ABC):
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         """Make entries of ``tables`` invalid now."""
 
+    def moment(self) -> int:
+        """The time of the cache's own clock, for :meth:`settle`."""
+        raise CacheError("here leases end all intents")
+
+    def settle(
+        self, namespace: str, tables: Sequence[str], moment: int, horizon: int, oldest: int
+    ) -> None:
+        """Remove overdue intents whose transactions are over, as the database says.
+
+        Args:
+            namespace: that of ``tables``.
+            tables: of which a :meth:`read` has said that some intent is overdue.
+            moment: when :meth:`moment` was asked; what was not overdue by then stays.
+            horizon: a transaction id that was given out after that.
+            oldest: the lowest id of a transaction that was still running after that.
+        """
+        raise CacheError("here leases end all intents")
+
     @abc.abstractmethod
     def status(self, namespace: str) -> dict[str, object]:
         """Facts for ``manage.py ormcache status``."""
@@ -124,6 +146,11 @@ class Store(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Drop what is held open; the store may be used again."""
+
+
+def new_transaction() -> str:
+    """The intent of a transaction of which the database can tell whether it is over."""
+    return f"@{new_nonce()}"
 
 
 class Nonces:

@@ -28,6 +28,12 @@ class Breaker:
         """Whether nothing is known to be wrong."""
         return self._until is None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether :meth:`allows` would say no to a read; asking changes nothing."""
+        until = self._until
+        return until is not None and time.monotonic() < until
+
     def allows(self, *, urgent: bool = False) -> bool:
         """Whether a call may be tried now.
 

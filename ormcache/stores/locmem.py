@@ -36,6 +36,7 @@ class LocMemStore(Store):
     """See the module."""
 
     mode = "strict"
+    is_remote = False
 
     def __init__(self, cache: BaseCache) -> None:
         self._cache = cache

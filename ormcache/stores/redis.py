@@ -34,6 +34,7 @@ SCRIPTS = {
     "read": _script("incarnation", "read_clean", "registers", "read_touched"),
     "arm": _script("incarnation", "registers", "arm"),
     "finish": _script("incarnation", "registers", "finish"),
+    "settle": _script("incarnation", "registers", "settle"),
 }
 
 
@@ -70,6 +71,13 @@ class _Parts(NamedTuple):
     """What the keys of the namespace begin with."""
 
 
+_KINDS = {
+    b"busy": Reason.BUSY,
+    b"quarantine": Reason.QUARANTINE,
+    b"overdue": Reason.OVERDUE,
+}
+
+
 def _lookup(answer: Any) -> Lookup:
     """What the answer of the read script says."""
     if type(answer) is bytes:
@@ -77,8 +85,7 @@ def _lookup(answer: Any) -> Lookup:
         return Lookup(payload, vector.decode())
     if len(answer) == 1:
         return Lookup(None, answer[0].decode().rstrip("|"))
-    kind = Reason.QUARANTINE if answer[1] == b"quarantine" else Reason.BUSY
-    return Lookup(None, None, kind, max(0, answer[2]) / 1000)
+    return Lookup(None, None, _KINDS[answer[1]], max(0, answer[2]) / 1000)
 
 
 def _expiry(timeout: float | None) -> Sequence[bytes]:
@@ -244,6 +251,34 @@ class RedisStore(Store):
 
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         self._channels.run(self._call, "finish", namespace, "", tuple(tables))
+
+    def moment(self) -> int:
+        return self._channels.run(self._moment)
+
+    def _moment(self, channel: Channel) -> int:
+        seconds, micros = channel.call(pack(b"TIME"))
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def settle(
+        self, namespace: str, tables: Sequence[str], moment: int, horizon: int, oldest: int
+    ) -> None:
+        self._channels.run(self._settle, namespace, tuple(tables), moment, horizon, oldest)
+
+    def _settle(
+        self, channel: Channel, namespace: str, tables: tuple[str, ...], *facts: int
+    ) -> None:
+        lease = int(current().LEASE * 1000)
+        arguments = [new_nonce().encode(), *(b"%d" % fact for fact in (lease, *facts))]
+        channel.call(
+            b"*%d\r\n%s%s%s%s"
+            % (
+                len(tables) + 10,
+                _EVALSHA,
+                channel.sha["settle"],
+                self._parts(namespace, channel, tables).change,
+                b"".join(map(bulk, arguments)),
+            )
+        )
 
     def _call(self, channel: Channel, *change: Any) -> None:
         channel.call(self._command(channel, *change))

@@ -38,8 +38,12 @@ def _nothing_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def group(pair: Pair, settings: Any) -> Iterator[Watch]:
-    """ormcache on a primary and its replica, in Redis."""
-    settings.ORMCACHE = {**settings.ORMCACHE, **GROUP, "CACHE_ALIAS": "redis"}
+    """ormcache on a primary and its replica, in Redis.
+
+    With a policy that asks the primary for nothing but its position.
+    """
+    own = {"CACHE_ALIAS": "redis", "ON_CACHE_FAILURE": "raise"}
+    settings.ORMCACHE = {**settings.ORMCACHE, **GROUP, **own}
     ormcache.flush(using=PRIMARY)
     wait_for_quarantine(PRIMARY)
     with Watch(REPLICA) as watch:

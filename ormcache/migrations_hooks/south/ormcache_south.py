@@ -86,7 +86,10 @@ _REGISTERS = r"""
 --
 --   n   nonce of the current interval without commits; absent in a register that is new here
 --   x   counter for programs that know nothing but HINCRBY: part of the nonce
---   d   intents, "id=deadline,id=deadline" in ms of this server's clock; absent when clean
+--   d   intents, "id=deadline,id=deadline" in ms of this server's clock; absent when clean. An id
+--       that begins with "@" is that of a transaction of which the database can tell whether it is
+--       over: it outlasts its deadline, until finish.lua or settle.lua. "!123" at its end is the
+--       horizon that settle.lua has given it.
 --   b   ("*" only) when this namespace was born, ms
 --   l   ("*" only) the longest lease that was ever asked for, ms
 --   t:… ("*" only) the registers that have ever been made here
@@ -113,11 +116,16 @@ end
 local function live(intents)
   local kept = {}
   for id, deadline in string.gmatch(intents, '([^=,]+)=(%d+)') do
-    if tonumber(deadline) > clock() then
+    if tonumber(deadline) > clock() or string.sub(id, 1, 1) == '@' then
       kept[#kept + 1] = id .. '=' .. deadline
     end
   end
   return kept
+end
+
+-- Whether this is the intent of the caller, perhaps with a horizon by now.
+local function mine(id)
+  return id == ARGV[4] or (ARGV[4] ~= '' and string.match(id, '^(@.*)!%d+$') == ARGV[4])
 end
 
 local function birth(namespace)
@@ -176,7 +184,7 @@ for i = 2, #KEYS do
   redis.call('HSETNX', KEYS[1], 't:' .. string.match(KEYS[i], ':r:(.*)$'), 1)
   local intents = {}
   for id, deadline in string.gmatch(register[3] or '', '([^=,]+)=(%d+)') do
-    if id ~= ARGV[4] then
+    if not mine(id) then
       intents[#intents + 1] = id .. '=' .. deadline
     end
   end
@@ -194,7 +202,7 @@ for i = 2, #KEYS do
   local register = touch(KEYS[i], KEYS[1])
   local intents = {}
   for id, deadline in string.gmatch(register[3] or '', '([^=,]+)=(%d+)') do
-    if id ~= ARGV[4] then
+    if not mine(id) then
       intents[#intents + 1] = id .. '=' .. deadline
     end
   end

@@ -5,7 +5,7 @@ for i = 2, #KEYS do
   local register = touch(KEYS[i], KEYS[1])
   local intents = {}
   for id, deadline in string.gmatch(register[3] or '', '([^=,]+)=(%d+)') do
-    if id ~= ARGV[4] then
+    if not mine(id) then
       intents[#intents + 1] = id .. '=' .. deadline
     end
   end

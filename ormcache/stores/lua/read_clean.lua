@@ -2,7 +2,8 @@
 --
 -- A hit returns the entry. Its head is its own name and the vector of nonces under which it was
 -- made, so that it answers no other query and is valid only while no register has changed. A
--- miss returns {head} to store under. Registers that are not clean give {"", kind, ms left}.
+-- miss returns {head} to store under. Registers that are not clean give {"", kind, ms left}, with
+-- the kind "busy", "quarantine", or "overdue" if settle.lua could help.
 --
 -- This part comes before the functions that change registers, for hits need none of them.
 

@@ -8,7 +8,9 @@ for i = 2, #KEYS do
   if register[3] then
     clean = false
     for id, deadline in string.gmatch(register[3], '([^=,]+)=(%d+)') do
-      if id == 'Q' then
+      if string.sub(id, 1, 1) == '@' and tonumber(deadline) <= clock() then
+        kind = 'overdue'
+      elseif id == 'Q' and kind ~= 'overdue' then
         kind = 'quarantine'
       end
       last = math.max(last, tonumber(deadline))
