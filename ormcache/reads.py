@@ -474,7 +474,7 @@ class Read(NamedTuple):
         """Whether no write has been announced, by any program, since the query was looked up."""
         settings = self.settings
         # What the database has just shown may have been announced there.
-        if settings.FENCE is not None and fence.why_not_trust(
+        if settings.fence_interval is not None and fence.why_not_trust(
             self.connection, self.route, settings, at_once=True
         ):
             return False
