@@ -58,6 +58,8 @@ def _carry_out(order: Order) -> None:
     from django.apps import apps
     from django.db import DatabaseError, connections, transaction
 
+    from tests.interleaving import store_of
+
     _arrange(order)
     code = 0
     try:
@@ -65,6 +67,9 @@ def _carry_out(order: Order) -> None:
         rows = apps.get_model("tests", order.model).objects.using(order.using)
         with transaction.atomic(order.using):
             rows.filter(pk=order.pk).update(**order.values)
+        # As any process does that ends in good order.
+        store: Any = store_of(order.using)
+        store._channels.flush()
     except DatabaseError:
         code = 1
     except BaseException:

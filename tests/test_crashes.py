@@ -4,6 +4,7 @@ import random
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,6 +62,8 @@ class Readers:
             # The ceiling is raised before anybody writes.
             if not floor <= answer <= self.ceiling:
                 self.wrong.append((floor, answer, self.ceiling))
+            # Others want to run, too.
+            time.sleep(0.001)
 
 
 def remaining(using: str, table: str) -> float:
@@ -78,7 +81,7 @@ def end_leases(cache: str, table: str) -> None:
 
 
 @scenario(28)
-@pytest.mark.parametrize("times", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [16, pytest.param(1000, marks=pytest.mark.slow)])
 @on_servers
 def test_writers_killed_at_each_point_leave_no_old_row_and_a_lease_at_most(
     cached: Watch, using: str, cache: str, settings: Any, writer: Writer, times: int
@@ -86,7 +89,6 @@ def test_writers_killed_at_each_point_leave_no_old_row_and_a_lease_at_most(
     with factories_using(using):
         book = BookFactory(pages=0)
     readers = Readers(using, book)
-    threads = [Background(readers) for _ in range(2)]
 
     def pages() -> int:
         return Book.objects.using(using).values_list("pages", flat=True).get(pk=book.pk)
@@ -97,6 +99,7 @@ def test_writers_killed_at_each_point_leave_no_old_row_and_a_lease_at_most(
             return cursor.fetchone()[0]
 
     cached.warm(pages)
+    threads = [Background(readers) for _ in range(2)]
     # No lease ends by itself: a machine may be busy for some seconds.
     settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 60}
     try:
@@ -112,15 +115,13 @@ def test_writers_killed_at_each_point_leave_no_old_row_and_a_lease_at_most(
             expected = number if is_committed else before
             assert in_database() == expected
             if point == "before arm":
-                assert cached.hit(pages) == expected
+                assert remaining(using, "tests_book") == 0
             else:
-                with cached.expect(BUSY):
-                    assert pages() == expected
                 assert 0 < remaining(using, "tests_book") <= 60
+                assert pages() == expected
                 end_leases(cache, "tests_book")
-            # A reader may have been first.
+                assert remaining(using, "tests_book") == 0
             assert pages() == expected
-            assert cached.hit(pages) == expected
     finally:
         readers.is_over.set()
     for thread in threads:
@@ -215,7 +216,7 @@ def test_a_writer_that_is_stopped_for_longer_is_refused_by_a_database_with_less_
     assert cached.warm(name) == OLD
     writer.go_on()
     assert writer.result() == 1
-    assert cached.warm(name) == OLD
+    assert name() == OLD
     Author.objects.using(using).update(name=NEW)
     assert cached.warm(name) == NEW
 

@@ -1106,19 +1106,22 @@ def test_postgresql_still_finds_serializable_transactions_that_cannot_be_seriali
 
 
 @scenario(27)
+@pytest.mark.parametrize("times", [200, pytest.param(1000, marks=pytest.mark.slow)])
 @on_pairs(
     ("postgresql", "redis"),
     ("postgresql", "memcached"),
     ("mariadb", "redis"),
     transaction=True,
 )
-def test_no_increment_is_lost_under_select_for_update(cached: Watch, using: str) -> None:
+def test_no_increment_is_lost_under_select_for_update(
+    cached: Watch, using: str, times: int
+) -> None:
     with factories_using(using):
         book = BookFactory(pages=0)
     rows = Book.objects.using(using).filter(pk=book.pk)
 
     def increment() -> None:
-        for _ in range(1000):
+        for _ in range(times):
             with transaction.atomic(using):
                 rows.select_for_update().get()
                 pages = rows.values_list("pages", flat=True).get()
@@ -1127,7 +1130,7 @@ def test_no_increment_is_lost_under_select_for_update(cached: Watch, using: str)
     threads = [Background(increment) for _ in range(2)]
     for thread in threads:
         thread.result()
-    assert cached.warm(lambda: rows.get().pages) == 2000
+    assert cached.warm(lambda: rows.get().pages) == 2 * times
 
 
 LOCKS = {
