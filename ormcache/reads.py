@@ -421,7 +421,7 @@ def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
     if lookup.entry is None:
         return None
     try:
-        return codec.decode(lookup.entry)
+        return codec.decode(codec.unseal(lookup.entry))
     except Corrupt:
         counters.count_read(route.alias, plan.tables, "corrupt")
         return None
@@ -545,7 +545,7 @@ def _store(
         return Reason.CACHE_UNREACHABLE
     try:
         timeout = policies.of(plan.tables, settings).timeout(route.timeout)
-        store.fill(route.namespace, plan.entry, vector, payload, timeout)
+        store.fill(route.namespace, plan.entry, vector, codec.seal(payload), timeout)
     except CacheError:
         breaker.failed()
         return Reason.CACHE_UNREACHABLE
