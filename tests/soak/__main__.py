@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -105,16 +106,18 @@ def soak(options: argparse.Namespace, redis: Redis) -> int:
     begun = reported = time.monotonic()
     chance = random.Random(options.seed)
     next_deed = begun + 2
-    while (now := time.monotonic()) < begun + options.seconds:
-        time.sleep(0.02)
-        vandal.wake()
-        workers.replace_the_dead()
-        if now >= next_deed:
-            vandal.act()
-            next_deed = time.monotonic() + chance.uniform(0, 2 * options.pause)
-        if now >= reported + REPORT_SECONDS:
-            reported = now
-            print(f"{now - begun:5.0f} s  {line(board, now - begun)}", flush=True)
+    # Interrupted, it tells what it has found so far.
+    with contextlib.suppress(KeyboardInterrupt):
+        while (now := time.monotonic()) < begun + options.seconds:
+            time.sleep(0.02)
+            vandal.wake()
+            workers.replace_the_dead()
+            if now >= next_deed:
+                vandal.act()
+                next_deed = time.monotonic() + chance.uniform(0, 2 * options.pause)
+            if now >= reported + REPORT_SECONDS:
+                reported = now
+                print(f"{now - begun:5.0f} s  {line(board, now - begun)}", flush=True)
     seconds = time.monotonic() - begun
     vandal.wake(everybody=True)
     workers.end()

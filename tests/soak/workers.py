@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,8 @@ EVENTS = frozenset({"corrupt", "invalidated", "unannounced"})
 
 def work(board: Board, worker: int, seed: int, keys: dict[str, list[int]], rest: float) -> None:
     """Read, and write if `rest`, the longest pause between two writes in seconds, is not 0."""
+    # Ctrl-C is for the parent, which ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "ORMCACHE_SOAK_SABOTAGE" in os.environ:
         Bracket.arm = lambda bracket: None  # type: ignore[method-assign]
     threads = [threading.Thread(target=_read, args=[board, worker, seed, keys])]
