@@ -16,6 +16,7 @@ import itertools
 import sys
 import threading
 import uuid
+import zlib
 import zoneinfo
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -26,7 +27,7 @@ import msgpack
 
 from ormcache.exceptions import Corrupt, NotEncodable
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: entries of another format are never met."""
 
 _NONE = type(None)
@@ -372,6 +373,25 @@ def decode(data: bytes) -> Result:
     except Exception as error:
         # Whatever the bytes made msgpack or a constructor raise, the entry is worthless.
         raise Corrupt(f"{type(error).__name__}: {error}") from error
+
+
+_SEAL_BYTES = 4
+
+
+def seal(payload: bytes) -> bytes:
+    """``payload`` with a checksum behind it, so that no bit of it can change unnoticed."""
+    return payload + zlib.crc32(payload).to_bytes(_SEAL_BYTES, "big")
+
+
+def unseal(sealed: bytes) -> bytes:
+    """The inverse of :func:`seal`. Raises :class:`~ormcache.exceptions.Corrupt`."""
+    # A cache with a serializer of its own may have anything there.
+    if type(sealed) is not bytes:
+        raise Corrupt("no bytes")
+    payload = sealed[:-_SEAL_BYTES]
+    if zlib.crc32(payload).to_bytes(_SEAL_BYTES, "big") != sealed[-_SEAL_BYTES:]:
+        raise Corrupt("a wrong checksum")
+    return payload
 
 
 def chunks(result: Result, size: int) -> list[Any]:

@@ -485,7 +485,7 @@ def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
     if lookup.entry is None:
         return None
     try:
-        return codec.decode(lookup.entry)
+        return codec.decode(codec.unseal(lookup.entry))
     except Corrupt:
         counters.count_read(route.alias, plan.tables, "corrupt")
         return None
@@ -614,7 +614,7 @@ def _store(read: Read, answer: Callable[[], codec.Result]) -> Reason | None:
         timeout = policies.of(plan.tables, settings).timeout(route.timeout)
         if settings.AUDIT and verification.is_due(settings.AUDIT):
             store.note(route.namespace, plan.entry, _note(read), timeout)
-        store.fill(route.namespace, plan.entry, read.vector, payload, timeout)
+        store.fill(route.namespace, plan.entry, read.vector, codec.seal(payload), timeout)
     except CacheError:
         breaker.failed()
         return Reason.CACHE_UNREACHABLE

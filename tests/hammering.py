@@ -93,7 +93,8 @@ class Hammer:
     def _raise_own(self, chance: random.Random, seed: int) -> None:
         row = CONTESTED + seed % (ROWS - CONTESTED)
         value = self.floors[row] + 1
-        self._rows().filter(pk=self.keys[row]).update(pages=value)
+        # A statement of a process that was killed may still come after those of its successor.
+        self._rows().filter(pk=self.keys[row], pages__lt=value).update(pages=value)
         self._raise_floor(row, value)
 
     def _write_in_vain(self, chance: random.Random, seed: int) -> None:

@@ -13,6 +13,9 @@
     @needs("redis")
     def test_it(): ...
 
+    @scenario(7)                                # one of docs/explanation/scenarios.md
+    def test_it(): ...
+
 Where the server is missing, the test is skipped, and the last lines of the run name it.
 """
 
@@ -36,6 +39,14 @@ _server_of = {
 def needs(*servers: str) -> pytest.MarkDecorator:
     """Skip the test where one is missing of: postgresql, mariadb, redis, memcached, python2.7."""
     return pytest.mark.needs(*servers)
+
+
+def scenario(number: int) -> pytest.MarkDecorator:
+    """Say that the test shows one of the forty; `-m "scenario(number=7)"` runs those of a number.
+
+    `tests.test_scenarios` sees to it that each has its tests, and that the page names them.
+    """
+    return pytest.mark.scenario(number=number)
 
 
 def on_databases(*aliases: str, **django_db: Any) -> pytest.MarkDecorator:

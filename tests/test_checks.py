@@ -16,6 +16,7 @@ from django.db import connections
 
 from ormcache.checks import check_settings
 from ormcache.routers import ReplicaRouter
+from tests.marks import scenario
 
 GOOD = {
     "BACKEND": "django.core.cache.backends.redis.RedisCache",
@@ -276,6 +277,7 @@ def test_w002_tells_that_redis_means_the_first_server(
     assert "first server only" in str(message.hint)
 
 
+@scenario(36)
 @pytest.mark.parametrize("location", [["127.0.0.1:1", "127.0.0.1:2"], "127.0.0.1:1;127.0.0.1:2"])
 def test_w002_warns_of_several_memcached_servers(check: Check, location: Any) -> None:
     message = the_only(check({**MEMCACHED, "LOCATION": location}))

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,7 @@ from tests.interleaving import (
     session,
     store_of,
 )
-from tests.marks import on_pairs
+from tests.marks import on_pairs, scenario
 from tests.models import Author, Book, Note, Tag
 from tests.watching import Watch, wait_for_quarantine
 
@@ -83,6 +84,7 @@ def rename(using: str, name: str = NEW) -> None:
 # --- a reader is overtaken -------------------------------------------------------------------
 
 
+@scenario(1)
 @on_each
 def test_an_answer_that_a_commit_overtakes_on_its_way_to_the_cache_is_never_served(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -110,6 +112,23 @@ def test_a_reader_that_asked_the_cache_before_a_commit_and_the_database_after_it
     assert cached.warm(names) == [NEW]
 
 
+@scenario(9)
+@on_each
+def test_a_slow_answer_that_takes_the_place_of_a_newer_one_is_never_served(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    pause = pause_before(monkeypatch, store_of(using), "fill")
+    reader = Background(names)
+    pause.wait()
+    rename(using)
+    assert cached.warm(names) == [NEW]
+    pause.end()
+    assert reader.result() == [OLD]
+    for _ in range(3):
+        assert names() == [NEW]
+    assert cached.hit(names) == [NEW]
+
+
 WRITES: dict[str, tuple[Callable[[str, Author], Any], list[str]]] = {
     "update": (lambda using, author: Author.objects.using(using).update(name=NEW), [NEW]),
     "save": (lambda using, author: Author(pk=author.pk, name=NEW).save(using=using), [NEW]),
@@ -124,8 +143,9 @@ WRITES: dict[str, tuple[Callable[[str, Author], Any], list[str]]] = {
 }
 
 
+@scenario(3)
 @pytest.mark.parametrize("kind", WRITES)
-@on_pairs(("postgresql", "redis"), transaction=True)
+@on_each
 def test_an_autocommit_write_overtakes_as_a_transaction_does(
     monkeypatch: pytest.MonkeyPatch,
     cached: Watch,
@@ -144,6 +164,7 @@ def test_an_autocommit_write_overtakes_as_a_transaction_does(
     assert cached.warm(names) == expected
 
 
+@scenario(2)
 @on_each
 def test_the_first_read_of_a_table_ever_can_be_overtaken(
     monkeypatch: pytest.MonkeyPatch, settings: Any, cached: Watch, using: str, author: Author
@@ -167,6 +188,7 @@ def test_the_first_read_of_a_table_ever_can_be_overtaken(
 # --- a reader meets a writer -----------------------------------------------------------------
 
 
+@scenario(4)
 @on_each
 def test_between_announcement_and_commit_readers_get_the_old_row_and_store_nothing(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -184,6 +206,7 @@ def test_between_announcement_and_commit_readers_get_the_old_row_and_store_nothi
     assert cached.warm(names) == [NEW]
 
 
+@scenario(4)
 @on_each
 def test_between_commit_and_its_report_readers_get_the_new_row_and_store_nothing(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -251,6 +274,7 @@ def test_a_reader_that_began_before_the_announcement_stores_nothing_that_is_serv
     assert cached.warm(names) == [NEW]
 
 
+@scenario(5)
 @on_strict
 def test_a_writer_that_ends_does_not_end_the_announcement_of_another(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -273,6 +297,7 @@ def test_a_writer_that_ends_does_not_end_the_announcement_of_another(
     assert cached.warm(names) == [NEW, "another"]
 
 
+@scenario(5)
 @on_memcached
 def test_standard_consistency_has_one_window_two_overlapping_commits(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -295,6 +320,7 @@ def test_standard_consistency_has_one_window_two_overlapping_commits(
     assert cached.warm(names) == [NEW, "another"]
 
 
+@scenario(6)
 @pytest.mark.parametrize("first_asked", ["tests_author", "tests_book"])
 @on_memcached
 def test_registers_read_on_two_sides_of_a_commit_make_no_entry_that_is_served(
@@ -339,6 +365,7 @@ def test_registers_read_on_two_sides_of_a_commit_make_no_entry_that_is_served(
     assert "hit" not in cached.outcomes[:-1]
 
 
+@scenario(6)
 @on_two
 def test_a_join_is_as_new_as_each_of_its_tables(cached: Watch, using: str) -> None:
     with factories_using(using):
@@ -354,6 +381,7 @@ def test_a_join_is_as_new_as_each_of_its_tables(cached: Watch, using: str) -> No
     assert cached.warm(joined) == [(NEW, NEW)]
 
 
+@scenario(7)
 @on_each
 def test_what_was_cached_as_missing_is_found_as_soon_as_it_is_there(
     cached: Watch, using: str
@@ -377,6 +405,7 @@ def test_what_was_cached_as_missing_is_found_as_soon_as_it_is_there(
     assert (cached.warm(get), cached.warm(exists), cached.warm(in_bulk)) == (NEW, True, [7])
 
 
+@scenario(19)
 @on_each
 def test_an_on_commit_hook_reads_the_changed_row_through_another_connection(
     cached: Watch, using: str, author: Author, names: Names
@@ -395,6 +424,34 @@ def test_an_on_commit_hook_reads_the_changed_row_through_another_connection(
 
 
 # --- many at once ----------------------------------------------------------------------------
+
+
+@scenario(8)
+@on_pairs(("default", "locmem"), ("postgresql", "redis"), ("mariadb", "redis"), transaction=True)
+def test_many_that_miss_at_the_same_moment_all_read_the_new_row(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    """Each asks the database, for nobody waits for another's answer."""
+    # Servers do not take as many connections as there are workers of pytest-xdist to share them.
+    count = 200 if using == "default" else 50
+    cached.warm(names)
+    rename(using)
+    have_missed = threading.Barrier(count)
+    store = store_of(using)
+    read = store.read
+
+    def read_together(*args: Any) -> Any:
+        lookup = read(*args)
+        have_missed.wait(SECONDS)
+        return lookup
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read", read_together)
+        cached.clear()
+        readers = [Background(names) for _ in range(count)]
+        assert [reader.result() for reader in readers] == [[NEW]] * count
+    assert cached.outcomes == ["miss"] * count
+    assert cached.hit(names) == [NEW]
 
 
 def dawdle(monkeypatch: pytest.MonkeyPatch, owner: Any, *methods: str) -> None:
@@ -470,6 +527,7 @@ def separate_tasks() -> Iterator[Callable[..., Any]]:
     yield run
 
 
+@scenario(40)
 @on_pairs(("postgresql", "redis"), transaction=True)
 def test_tasks_never_read_less_than_what_was_committed_before(
     cached: Watch, using: str, separate_tasks: Callable[..., Any]

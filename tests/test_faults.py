@@ -1,6 +1,7 @@
 """Caches that die, hang, forget, come back and lose answers: never an old row, never an error."""
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ from ormcache.stores import strict_store
 from ormcache.stores.channels import Channel, Channels
 from ormcache.stores.standard import StandardStore
 from ormcache.transactions import Bracket
+from tests import backdoor
 from tests.factories import AuthorFactory
 from tests.hammering import Hammer
 from tests.interleaving import Background, pause_after, pause_before, route_of, store_of
-from tests.marks import on_databases
+from tests.marks import on_databases, scenario
 from tests.models import Author, Tag
 from tests.proxies import Proxy
 from tests.servers import HOST, MemcachedServer, RedisServer
@@ -216,6 +218,7 @@ def test_a_write_is_refused_while_the_server_is_down(shop: Shop, server: RedisSe
     assert shop.name() == OLD
 
 
+@scenario(30)
 @on_default
 def test_policy_open_lets_it_through_and_this_process_reads_no_old_row(
     behind: Shop, proxy: Proxy
@@ -232,7 +235,8 @@ def test_policy_open_lets_it_through_and_this_process_reads_no_old_row(
     behind.stays_new()
 
 
-@on_default
+@scenario(31)
+@on_databases("default", "postgresql", transaction=True)
 @pytest.mark.parametrize("write", ["rename", "rename_in_transaction"])
 def test_a_server_that_dies_before_the_commit_has_ended_costs_a_lease(
     behind: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, write: str
@@ -294,6 +298,7 @@ def test_announcements_that_a_hanging_server_executes_later_make_nothing_wrong(
 # --- a server that forgets, or remembers too well --------------------------------------------
 
 
+@scenario(34)
 @on_default
 def test_a_server_restarted_empty_has_no_answers(shop: Shop, server: RedisServer) -> None:
     shop.warm()
@@ -303,6 +308,7 @@ def test_a_server_restarted_empty_has_no_answers(shop: Shop, server: RedisServer
     shop.stays_new()
 
 
+@scenario(34)
 @on_default
 def test_a_server_restarted_from_an_old_dump_has_no_answers(using: str, settings: Any) -> None:
     """Registers and entries from before the write come back, valid to the last byte."""
@@ -318,6 +324,43 @@ def test_a_server_restarted_from_an_old_dump_has_no_answers(using: str, settings
         with client_of(server) as client:
             assert set(client.keys()) == before
         shop.stays_new()
+
+
+@scenario(34)
+@on_default
+def test_a_server_restarted_without_the_last_second_of_its_log_has_no_answers(
+    using: str, settings: Any
+) -> None:
+    with RedisServer(persistence="aof") as server, Watch(using) as watch:
+        shop = Shop(using, watch, settings, server.port)
+        shop.warm()
+        log, copy = server.files / "appendonlydir", server.files / "a second ago"
+        shutil.copytree(log, copy)
+        with client_of(server) as client:
+            before = set(client.keys())
+        shop.rename()
+        server.kill()
+        for file in copy.iterdir():
+            # The owner stays the account of the server.
+            (log / file.name).write_bytes(file.read_bytes())
+        server.start()
+        with client_of(server) as client:
+            assert set(client.keys()) == before
+        shop.stays_new()
+
+
+@scenario(39)
+@on_postgresql
+def test_a_program_that_deletes_the_register_after_its_commit_is_heard_at_once(
+    shop: Shop, server: RedisServer
+) -> None:
+    shop.warm()
+    backdoor.execute(shop.using, f"UPDATE tests_author SET name = '{NEW}'")
+    assert shop.watch.call(shop.name) == (OLD, ["hit"])
+    with client_of(server) as client:
+        forget_register(client)
+    assert shop.watch.call(shop.name) == (NEW, ["quarantine"])
+    shop.stays_new()
 
 
 @on_default
@@ -366,6 +409,7 @@ def evict_everything(client: Any) -> None:
     client.config_set("maxmemory", 0)
 
 
+@scenario(33)
 @on_postgresql
 @pytest.mark.parametrize(
     "forget",
@@ -461,6 +505,7 @@ def flush_scripts(client: Any) -> None:
 # --- roles that change -----------------------------------------------------------------------
 
 
+@scenario(35)
 @on_default
 def test_a_demoted_server_is_refused_and_promoted_again_it_is_another_one(
     shop: Shop, server: RedisServer
@@ -522,6 +567,7 @@ def losing(proxy: Proxy, part: bytes, *, times: int = 1) -> None:
     proxy.loses = loses
 
 
+@scenario(32)
 @on_default
 @pytest.mark.parametrize("script", ["arm", "finish"])
 @pytest.mark.parametrize("write", ["rename", "rename_in_transaction"])
@@ -535,6 +581,7 @@ def test_a_write_whose_announcement_or_end_is_executed_but_not_answered(
     assert proxy.lost == 1
 
 
+@scenario(32)
 @on_default
 def test_an_announcement_that_is_never_answered_refuses_the_write(
     behind: Shop, proxy: Proxy
@@ -549,6 +596,7 @@ def test_an_announcement_that_is_never_answered_refuses_the_write(
     assert behind.name() == OLD
 
 
+@scenario(32)
 @on_default
 def test_an_end_that_is_never_answered_is_not_waited_for(behind: Shop, proxy: Proxy) -> None:
     behind.warm()
@@ -559,6 +607,7 @@ def test_an_end_that_is_never_answered_is_not_waited_for(behind: Shop, proxy: Pr
     behind.stays_new()
 
 
+@scenario(32)
 @on_default
 @pytest.mark.parametrize("is_silent", [False, True])
 def test_a_fill_that_is_executed_but_not_answered(
@@ -628,6 +677,7 @@ def test_memcached_out_of_reach_never_pretends_to_have_been_told(memcached: Prox
     memcached.mend()
 
 
+@scenario(36)
 @on_default
 def test_memcached_back_with_all_it_had_serves_nothing_old(
     using: str, settings: Any, memcached: Proxy

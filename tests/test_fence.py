@@ -19,7 +19,7 @@ from ormcache.reasons import Reason
 from tests import backdoor
 from tests.aliases import alias_of
 from tests.interleaving import Background, route_of, session, store_of
-from tests.marks import on_databases, on_pairs
+from tests.marks import on_databases, on_pairs, scenario
 from tests.models import Author, Tag
 from tests.watching import Watch, wait_for_quarantine
 
@@ -143,6 +143,7 @@ class _nothing:
         self.cursor.close()
 
 
+@scenario(39)
 @on_postgresql
 def test_a_trigger_announces_what_anybody_writes(fenced: Watch, using: str, clock: Clock) -> None:
     Author.objects.using(using).create(name="old")

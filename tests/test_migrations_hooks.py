@@ -33,7 +33,7 @@ from tests.aliases import alias_of
 from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.factories import using as factories_using
 from tests.interleaving import session
-from tests.marks import needs, on_databases
+from tests.marks import needs, on_databases, scenario
 from tests.migrating import plugged
 from tests.models import Author, AuthorBooks, Book, Note, Tag
 from tests.proxies import Proxy
@@ -202,6 +202,7 @@ KINDS: dict[str, list[Any]] = {
 }
 
 
+@scenario(38)
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
 @on_each
 def test_whatever_a_migration_does_it_invalidates_every_table(

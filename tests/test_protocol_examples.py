@@ -21,7 +21,7 @@ from django.test import modify_settings
 from ormcache.reasons import Reason
 from tests import backdoor
 from tests.interleaving import route_of
-from tests.marks import needs, on_databases
+from tests.marks import needs, on_databases, scenario
 from tests.sharing.models import Book
 from tests.watching import Watch, wait_for_quarantine
 
@@ -162,6 +162,7 @@ def test_the_command_prints_what_the_page_shows(cached: Watch, using: str) -> No
 # --- the examples ----------------------------------------------------------------------------
 
 
+@scenario(39)
 @on_postgresql
 @pytest.mark.parametrize("table", ["shop_book", "*"])
 def test_bump(run: Any, cached: Watch, titles: Callable[[], Any], using: str, table: str) -> None:
@@ -179,6 +180,7 @@ def test_bump(run: Any, cached: Watch, titles: Callable[[], Any], using: str, ta
     assert cached.warm(titles) == ["new"]
 
 
+@scenario(39)
 @on_postgresql
 def test_psql_between_hold_and_release(run: Any, cached: Watch, titles: Callable[[], Any]) -> None:
     assert cached.warm(titles) == ["old"]

@@ -18,7 +18,7 @@ import ormcache
 from ormcache.reasons import Reason
 from tests import backdoor, south
 from tests.interleaving import route_of
-from tests.marks import needs, on_databases
+from tests.marks import needs, on_databases, scenario
 from tests.models import Author
 from tests.servers import HOST, RedisServer
 from tests.sharing.models import Item, Note, PricedItem
@@ -594,6 +594,7 @@ def check_writes(
         writing.do("transaction.get_autocommit() or transaction.set_autocommit(True)")
 
 
+@scenario(39)
 @on_both
 def test_writes_are_read_at_once_and_other_tables_stay_cached(
     writing: south.Obeying, cached: Watch, names: Callable[[], Any], notes: Callable[[], Any]

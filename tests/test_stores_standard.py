@@ -19,7 +19,7 @@ from ormcache.stores import is_store_access, store_for
 from ormcache.stores.base import Store
 from ormcache.stores.standard import StandardStore
 from tests.interleaving import Background, pause_before, route_of
-from tests.marks import needs, on_caches, on_databases
+from tests.marks import needs, on_caches, on_databases, scenario
 from tests.models import Author
 from tests.servers import MemcachedServer
 from tests.watching import Watch
@@ -180,6 +180,7 @@ def test_a_mark_that_was_not_stored_raises(
             getattr(store, method)(SPACE, *args)
 
 
+@scenario(36)
 @on_caches("locmem")
 def test_failed_keys_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, "set_many", ["key"])
@@ -197,6 +198,7 @@ def test_any_error_of_the_cache_is_a_cache_error(
         fill(store, b"answer")
 
 
+@scenario(36)
 @needs("memcached")
 def test_memcached_restarted_has_forgotten_entries_and_registers(settings: Any) -> None:
     with MemcachedServer() as server:
@@ -223,6 +225,7 @@ def test_memcached_restarted_has_forgotten_entries_and_registers(settings: Any) 
 MEMCACHED = {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache"}
 
 
+@scenario(36)
 @on_caches("memcached")
 def test_an_item_too_large_for_memcached_is_not_stored(store: Store) -> None:
     vector = store.read(SPACE, "entry", TABLES).vector

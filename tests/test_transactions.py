@@ -35,7 +35,7 @@ from tests.interleaving import (
     session,
     store_of,
 )
-from tests.marks import on_database, on_databases, on_pairs
+from tests.marks import on_database, on_databases, on_pairs, scenario
 from tests.models import Author, Book, Tag
 from tests.settings import WORKER_SUFFIX
 from tests.watching import Watch, wait_for_quarantine
@@ -116,6 +116,7 @@ def wait_for_lease(using: str) -> None:
 # --- committing and rolling back ---------------------------------------------------------------
 
 
+@scenario(10)
 @on_all
 def test_a_transaction_sees_its_own_changes_and_others_do_not(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -143,6 +144,7 @@ def test_tables_that_a_transaction_did_not_write_are_cached_in_it(
         cached.warm(tags)
 
 
+@scenario(11)
 @on_all
 def test_what_is_rolled_back_is_not_announced_and_spoils_nothing(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -159,7 +161,8 @@ def test_what_is_rolled_back_is_not_announced_and_spoils_nothing(
     assert cached.hit(names) == [OLD]
 
 
-@on_databases("default", "postgresql", transaction=True)
+@scenario(12)
+@on_all
 def test_what_a_savepoint_undid_is_announced_in_vain(
     cached: Watch, using: str, author: Author, names: Names
 ) -> None:
@@ -173,7 +176,8 @@ def test_what_a_savepoint_undid_is_announced_in_vain(
     assert cached.warm(names) == [OLD]
 
 
-@on_postgresql
+@scenario(13)
+@on_all
 def test_nested_blocks_are_announced_and_reported_once_at_the_end_of_the_outermost(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_transaction_that_only_reads_is_not_announced(
     assert calls == []
 
 
+@scenario(14)
 @on_databases("default", "postgresql", transaction=True)
 def test_a_commit_that_a_deferred_constraint_refuses_is_over(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -276,6 +281,7 @@ def kill(using: str, number: int) -> None:
             cursor.execute(look, [number])
 
 
+@scenario(15)
 @on_servers
 def test_a_connection_killed_before_its_commit_leaves_the_intent_to_its_lease(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -302,6 +308,7 @@ def test_a_connection_killed_before_its_commit_leaves_the_intent_to_its_lease(
     assert cached.warm(names) == [NEW]
 
 
+@scenario(15)
 @on_servers
 def test_a_commit_whose_answer_is_lost_leaves_the_intent_to_its_lease(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -326,6 +333,7 @@ def test_a_commit_whose_answer_is_lost_leaves_the_intent_to_its_lease(
     assert cached.warm(names) == [NEW]
 
 
+@scenario(16)
 @on_all
 def test_closing_the_connection_in_a_transaction_forgets_what_it_wrote(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -361,6 +369,7 @@ def test_closing_the_connection_with_autocommit_off_forgets_what_it_wrote(
     assert cached.invalidated == [("tests_tag",)]
 
 
+@scenario(17)
 @on_all
 def test_after_a_begin_that_failed_the_same_thread_invalidates_as_ever(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -394,6 +403,7 @@ def autocommit_off(using: str, cached: Watch) -> Iterator[None]:
     transaction.set_autocommit(True, using)
 
 
+@scenario(18)
 @on_all
 def test_with_autocommit_off_commit_publishes(
     cached: Watch, using: str, author: Author, names: Names, autocommit_off: None
@@ -444,6 +454,7 @@ def test_with_autocommit_off_a_block_is_published_when_the_database_does_so(
         assert cached.hit(names) == [NEW]
 
 
+@scenario(18)
 @on_databases("default", "mariadb", transaction=True)
 def test_switching_autocommit_on_publishes_what_was_pending(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -665,6 +676,7 @@ class Interruption(BaseException):
     """What gevent's Timeout is: no Exception."""
 
 
+@scenario(20)
 @pytest.mark.parametrize("error", [DatabaseError, RuntimeError, KeyboardInterrupt, Interruption])
 @on_all
 def test_whatever_is_raised_by_the_announcement_rolls_the_transaction_back(
@@ -779,7 +791,8 @@ def reading_view(request: HttpRequest) -> HttpResponse:
 urlpatterns = [path("write/", writing_view), path("read/", reading_view)]
 
 
-@on_databases("default", "postgresql", transaction=True)
+@scenario(21)
+@on_all
 def test_a_request_is_a_transaction(
     monkeypatch: pytest.MonkeyPatch, settings: Any, cached: Watch, using: str, author: Author
 ) -> None:
@@ -804,6 +817,7 @@ def test_a_request_is_a_transaction(
     assert read() == b"new"
 
 
+@scenario(22)
 @on_all
 def test_rows_of_a_test_case_never_reach_the_cache(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
@@ -957,6 +971,8 @@ def write_ahead(using: str, cached: Watch) -> Iterator[None]:
         execute(using, "PRAGMA journal_mode = delete")
 
 
+@scenario(23)
+@scenario(24)
 @on_snapshots
 def test_a_transaction_with_a_snapshot_reads_from_it_and_stores_nothing(
     cached: Watch,
@@ -1005,6 +1021,7 @@ def test_outside_transactions_the_isolation_level_does_not_matter(
         assert cached.warm(names) == [NEW]
 
 
+@scenario(26)
 @pytest.mark.parametrize("way", ["option", "SET", "variable"])
 @on_mariadb
 def test_an_uncommitted_row_that_a_transaction_reads_is_served_to_nobody(
@@ -1031,6 +1048,7 @@ def test_an_uncommitted_row_that_a_transaction_reads_is_served_to_nobody(
     assert cached.hit(names) == [OLD]
 
 
+@scenario(24)
 @on_sqlite
 def test_sqlite_still_refuses_to_write_on_an_outdated_snapshot(
     cached: Watch, using: str, author: Author, names: Names, write_ahead: None
@@ -1065,6 +1083,7 @@ def test_a_read_in_a_transaction_still_holds_off_sqlites_writers(
     assert cached.warm(names) == [NEW]
 
 
+@scenario(25)
 @on_postgresql
 def test_postgresql_still_finds_serializable_transactions_that_cannot_be_serialized(
     cached: Watch, using: str
@@ -1095,19 +1114,23 @@ def test_postgresql_still_finds_serializable_transactions_that_cannot_be_seriali
 # --- locks -------------------------------------------------------------------------------------
 
 
+@scenario(27)
+@pytest.mark.parametrize("times", [200, pytest.param(1000, marks=pytest.mark.slow)])
 @on_pairs(
     ("postgresql", "redis"),
     ("postgresql", "memcached"),
     ("mariadb", "redis"),
     transaction=True,
 )
-def test_no_increment_is_lost_under_select_for_update(cached: Watch, using: str) -> None:
+def test_no_increment_is_lost_under_select_for_update(
+    cached: Watch, using: str, times: int
+) -> None:
     with factories_using(using):
         book = BookFactory(pages=0)
     rows = Book.objects.using(using).filter(pk=book.pk)
 
     def increment() -> None:
-        for _ in range(200):
+        for _ in range(times):
             with transaction.atomic(using):
                 rows.select_for_update().get()
                 pages = rows.values_list("pages", flat=True).get()
@@ -1116,7 +1139,7 @@ def test_no_increment_is_lost_under_select_for_update(cached: Watch, using: str)
     threads = [Background(increment) for _ in range(2)]
     for thread in threads:
         thread.result()
-    assert cached.warm(lambda: rows.get().pages) == 400
+    assert cached.warm(lambda: rows.get().pages) == 2 * times
 
 
 LOCKS = {
@@ -1601,6 +1624,7 @@ def broken(
         yield patch.undo
 
 
+@scenario(30)
 @on_all
 def test_a_write_that_the_cache_cannot_be_told_of_is_refused(
     settings: Any,
@@ -1629,8 +1653,9 @@ def let_through(settings: Any, cached: Watch) -> None:
     settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "open"}
 
 
+@scenario(30)
 @pytest.mark.parametrize("write", [rename, update])
-@on_databases("default", "postgresql", transaction=True)
+@on_all
 def test_a_write_that_is_let_through_is_not_answered_from_the_cache_until_it_was_told(
     let_through: None,
     cached: Watch,
@@ -1762,6 +1787,7 @@ def recovered(cached: Watch, question: Callable[[], Any]) -> Any:
         time.sleep(0.05)
 
 
+@scenario(30)
 @on_postgresql
 def test_with_a_dead_redis_writes_are_refused_and_reads_go_to_the_database(
     own_redis: servers.RedisServer, own_watch: Watch, settings: Any, using: str, names: Names
@@ -1780,6 +1806,7 @@ def test_with_a_dead_redis_writes_are_refused_and_reads_go_to_the_database(
     assert own_watch.warm(names) == [NEW]
 
 
+@scenario(30)
 @on_postgresql
 def test_with_a_dead_redis_writes_may_be_let_through(
     let_through_own: None,

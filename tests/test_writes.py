@@ -52,7 +52,7 @@ from tests.factories import (
     TagFactory,
 )
 from tests.interleaving import SECONDS, session
-from tests.marks import DATABASES, on_databases
+from tests.marks import DATABASES, on_databases, scenario
 from tests.models import (
     Author,
     AuthorBooks,
@@ -1689,6 +1689,7 @@ def _delete_model(editor: Any, shelf: Any) -> None:
     editor.delete_model(shelf)
 
 
+@scenario(38)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -2001,6 +2002,7 @@ if django.VERSION >= (6, 1):
     _HOLES["DB_CASCADE and DB_SET_NULL"] = (delete_that_the_database_passes_on, SQLITE)
 
 
+@scenario(38)
 @pytest.mark.parametrize(
     ("using", "tell"),
     [
@@ -2032,6 +2034,7 @@ def check(cached: Watch, using: str, tell: Story) -> None:
             assert new != old
 
 
+@scenario(38)
 @pytest.mark.parametrize(("using", "tell"), _stories)
 def test_what_was_written_is_read(cached: Watch, using: str, tell: Story) -> None:
     check(cached, using, tell)

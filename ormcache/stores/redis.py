@@ -22,6 +22,8 @@ PROTOCOL = 1
 
 _EVALSHA = bulk(b"EVALSHA")
 _MEMO_LIMIT = 4096
+# Whatever others have put into a register comes back as it was.
+_VECTOR = ("utf-8", "surrogateescape")
 
 
 def _script(*names: str) -> str:
@@ -82,9 +84,9 @@ def _lookup(answer: Any) -> Lookup:
     """What the answer of the read script says."""
     if type(answer) is bytes:
         vector, _, payload = answer.partition(b"|")
-        return Lookup(payload, vector.decode())
+        return Lookup(payload, vector.decode(*_VECTOR))
     if len(answer) == 1:
-        return Lookup(None, answer[0].decode().rstrip("|"))
+        return Lookup(None, answer[0].decode(*_VECTOR).rstrip("|"))
     return Lookup(None, None, _KINDS[answer[1]], max(0, answer[2]) / 1000)
 
 
@@ -185,7 +187,7 @@ class RedisStore(Store):
     def fill(
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
     ) -> None:
-        value = vector.encode() + b"|" + payload
+        value = vector.encode(*_VECTOR) + b"|" + payload
         if self._channels.run(self._put, namespace, entry, value, _expiry(timeout)):
             self._channels.flush_soon()
 

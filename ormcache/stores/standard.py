@@ -10,6 +10,7 @@ Some caches swallow errors. What a commit depends on is therefore read back.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,14 @@ from ormcache.stores.base import EVERYTHING, Lookup, Store, new_nonce, store_acc
 _CLEAN, _DIRTY = "c:", "d:"
 _ATTEMPTS = 3
 _UNREADABLE = object()
+_LONGEST = 64
+
+
+def _as_part_of_key(table: str) -> str:
+    """Memcached takes neither spaces nor control characters, and 250 bytes in all."""
+    if table.isascii() and table.isprintable() and " " not in table and len(table) <= _LONGEST:
+        return table
+    return "x" + hashlib.blake2b(table.encode(), digest_size=20).hexdigest()
 
 
 class StandardStore(Store):
@@ -101,16 +110,7 @@ class StandardStore(Store):
         return {}
 
     def _registers(self, namespace: str, tables: Sequence[str]) -> list[str]:
-        # Memcached takes neither spaces nor control characters in a key.
-        return [
-            f"ormcache:{namespace}:r:"
-            + (
-                table
-                if table.isascii() and table.isprintable() and " " not in table
-                else "x" + table.encode().hex()
-            )
-            for table in tables
-        ]
+        return [f"ormcache:{namespace}:r:{_as_part_of_key(table)}" for table in tables]
 
     def _set(self, keys: Sequence[str], value: str, timeout: float | None) -> None:
         failed = self._call("set_many", dict.fromkeys(keys, value), timeout)

@@ -34,7 +34,7 @@ from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
 from tests.hammering import UNCOMMITTED, Hammer
 from tests.interleaving import SECONDS, Background, route_of, store_of, switched_to
-from tests.marks import on_pairs
+from tests.marks import on_pairs, scenario
 from tests.models import Author
 from tests.servers import HOST, PgBouncerServer, PostgreSQLServer
 from tests.settings import WORKER_SUFFIX, port_of
@@ -899,6 +899,7 @@ def test_threads_that_leave_search_paths_behind_never_read_from_another_schema(
     assert cached.outcomes.count("hit") > 50
 
 
+@scenario(40)
 @on_each_way
 @on_postgresql
 def test_threads_whose_sessions_change_never_read_less_than_what_was_committed_before(
@@ -911,6 +912,7 @@ def test_threads_whose_sessions_change_never_read_less_than_what_was_committed_b
     assert cached.outcomes.count("hit") > 50
 
 
+@scenario(40)
 @on_each_way
 @on_postgresql
 def test_threads_whose_sessions_are_killed_never_read_less_than_what_was_committed_before(
@@ -949,6 +951,7 @@ def test_threads_that_keep_their_connections_never_read_less_than_what_was_commi
     assert cached.outcomes.count("hit") > 20
 
 
+@scenario(40)
 @on_each_way
 @on_postgresql
 def test_tasks_whose_sessions_change_never_read_less_than_what_was_committed_before(

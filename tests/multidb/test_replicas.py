@@ -20,7 +20,7 @@ from ormcache.routers.positions import Position
 from ormcache.transactions import state_of
 from tests.aliases import alias_of
 from tests.interleaving import record_calls, route_of, store_of
-from tests.marks import on_databases, on_pairs, on_replicated
+from tests.marks import on_databases, on_pairs, on_replicated, scenario
 from tests.models import Author, Tag
 from tests.multidb.conftest import PRIMARY, REPLICA, Pair
 from tests.watching import Watch, wait_for_quarantine
@@ -105,6 +105,7 @@ def test_a_write_to_the_primary_invalidates_the_answers_of_the_replica(
     assert group.warm(names(REPLICA)) == ["new"]
 
 
+@scenario(37)
 @on_replicated()
 def test_what_a_replica_that_is_behind_answers_is_not_stored(group: Watch, pair: Pair) -> None:
     """Scenario 37: the old row would be served as current until the next write."""
@@ -140,6 +141,7 @@ def test_a_replica_that_is_behind_is_still_read_from_the_cache_what_was_not_writ
     assert group.hit(tags) == ["tag"]
 
 
+@scenario(37)
 @on_replicated()
 def test_only_a_replica_that_has_caught_up_is_asked_whether_a_hit_is_right(
     group: Watch, pair: Pair, settings: Any

@@ -113,6 +113,11 @@ local function clock()
   return now
 end
 
+-- Nil for what is no number, too.
+local function number(text)
+  return tonumber(text or '')
+end
+
 local function live(intents)
   local kept = {}
   for id, deadline in string.gmatch(intents, '([^=,]+)=(%d+)') do
@@ -136,17 +141,22 @@ end
 
 -- Brings a register up to the present: {nonce, counter, intents or false}.
 local function touch(key, namespace)
-  local register = redis.call('HMGET', key, 'n', 'x', 'd')
+  local register = redis.pcall('HMGET', key, 'n', 'x', 'd')
+  if register.err then
+    -- Somebody has put something else there. What it held is lost, as if it were evicted.
+    redis.call('DEL', key)
+    register = {}
+  end
   if not register[1] then
     if key == namespace then
       birth(namespace)
     else
       local new = redis.call('HSETNX', namespace, 't:' .. string.match(key, ':r:(.*)$'), 1) == 1
       local facts = redis.call('HMGET', namespace, 'b', 'l')
-      local longest = math.max(tonumber(facts[2] or 0), lease)
+      local longest = math.max(number(facts[2]) or 0, lease)
       local ends = clock() + longest
       if new then
-        ends = tonumber(facts[1] or clock()) + longest
+        ends = (number(facts[1]) or clock()) + longest
       end
       redis.call('HSET', key, 'n', nonce)
       if ends > clock() then
@@ -174,7 +184,7 @@ _HOLD = r"""
 -- Arming again with the same intent renews its lease.
 
 touch(KEYS[1], KEYS[1])
-if lease > tonumber(redis.call('HGET', KEYS[1], 'l') or 0) then
+if lease > (number(redis.call('HGET', KEYS[1], 'l')) or 0) then
   redis.call('HSET', KEYS[1], 'l', lease)
 end
 for i = 2, #KEYS do

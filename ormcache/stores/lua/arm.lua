@@ -2,7 +2,7 @@
 -- Arming again with the same intent renews its lease.
 
 touch(KEYS[1], KEYS[1])
-if lease > tonumber(redis.call('HGET', KEYS[1], 'l') or 0) then
+if lease > (number(redis.call('HGET', KEYS[1], 'l')) or 0) then
   redis.call('HSET', KEYS[1], 'l', lease)
 end
 for i = 2, #KEYS do

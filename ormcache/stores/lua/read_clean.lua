@@ -10,7 +10,8 @@
 local head = string.sub(KEYS[1], -40)
 local clean = true
 for i = 2, #KEYS do
-  local register = redis.call('HMGET', KEYS[i], 'n', 'x', 'd')
+  -- Of another type, it has no nonce; touch() replaces it.
+  local register = redis.pcall('HMGET', KEYS[i], 'n', 'x', 'd')
   if not register[1] or register[3] then
     clean = false
     break

@@ -1,0 +1,1 @@
+"""Programs that search for input which breaks something; not collected by pytest."""

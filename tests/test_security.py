@@ -1,0 +1,477 @@
+"""A cache that is corrupt, or that somebody else writes to, and users who choose names and values.
+
+Damage is a miss: the rows are those of the database, nothing is raised, and no code is run.
+"""
+
+import os
+import pickle
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+import pytest
+from django.core.cache import caches
+from django.db import connections
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import ormcache
+from ormcache import codec, keys
+from ormcache.exceptions import Corrupt
+from ormcache.routers.namespaces import namespace
+from ormcache.stores import strict_store
+from ormcache.stores.standard import StandardStore
+from tests.factories import AuthorFactory
+from tests.factories import using as factories_using
+from tests.interleaving import route_of, store_of
+from tests.marks import on_caches, on_databases, on_pairs
+from tests.models import Author
+from tests.watching import Watch, wait_for_quarantine
+
+# --- entries by the back door ----------------------------------------------------------------
+
+
+class Vault:
+    """The entries of one cache, as somebody sees them who can read and write it."""
+
+    def __init__(self, using: str, cache: str) -> None:
+        self.using, self.cache = using, cache
+        self.is_redis = cache in ("redis", "django_redis", "django_valkey")
+
+    @property
+    def client(self) -> Any:
+        return store_of(self.using)._channels._idle[0]  # type: ignore[attr-defined]
+
+    def call(self, *command: bytes) -> Any:
+        from ormcache.stores.channels import pack
+
+        return self.client.call(pack(*command))
+
+    def names(self) -> set[Any]:
+        """The names of all entries."""
+        if self.is_redis:
+            return set(self.call(b"KEYS", b"ormcache:*:e:*"))
+        if self.cache == "locmem":
+            keys = (key.split(":", 2)[2] for key in caches[self.cache]._cache)  # type: ignore[attr-defined]
+            return {key for key in keys if ":r:" not in key}
+        raise NotImplementedError
+
+    def get(self, name: Any) -> tuple[Any, bytes]:
+        """The vector and the payload."""
+        if self.is_redis:
+            head, _, payload = self.call(b"GET", name).partition(b"|")
+            return head, payload
+        found: tuple[Any, bytes] = caches[self.cache].get(name)
+        return found
+
+    def put(self, name: Any, vector: Any, payload: Any) -> None:
+        if self.is_redis:
+            self.call(b"SET", name, vector + b"|" + payload)
+        else:
+            caches[self.cache].set(name, (vector, payload))
+
+
+class Attacked:
+    """Two questions whose answers are cached, and where."""
+
+    def __init__(self, using: str, cache: str, watch: Watch) -> None:
+        self.using, self.watch = using, watch
+        self.vault = Vault(using, cache)
+        with factories_using(using):
+            self.authors = [AuthorFactory(name=name) for name in ("one", "other")]
+        before = set() if cache == "locmem" else self.vault.names()
+        self.entries = []
+        for number in range(2):
+            watch.warm(lambda number=number: self.ask(number))
+            (new,) = self.vault.names() - before - {name for name, *_ in self.entries}
+            self.entries.append((new, *self.vault.get(new)))
+
+    def ask(self, number: int = 0) -> dict[str, Any]:
+        rows = Author.objects.using(self.using).filter(pk=self.authors[number].pk)
+        return rows.values("pk", "name").get()
+
+    def expected(self, number: int = 0) -> dict[str, Any]:
+        author = self.authors[number]
+        return {"pk": author.pk, "name": author.name}
+
+    def corrupt(self) -> int:
+        counts = ormcache.statistics()[self.using].get("tests_author", {})
+        return int(counts.get("corrupt", 0))
+
+    def plant(self, payload: Any) -> None:
+        """Replace the first entry, under its own name and vector."""
+        name, vector, _ = self.entries[0]
+        self.vault.put(name, vector, payload)
+
+    def is_harmless(self, payload: Any) -> None:
+        """What was planted is counted and replaced, and the database is asked."""
+        self.plant(payload)
+        before = self.corrupt()
+        assert self.watch.call(self.ask) == (self.expected(), ["miss"])
+        assert self.corrupt() == before + 1
+        assert self.watch.call(self.ask) == (self.expected(), ["hit"])
+
+
+@pytest.fixture
+def attacked(cached: Watch, using: str, cache: str, settings: Any) -> Attacked:
+    if cache == "locmem":
+        caches[cache].clear()
+    # What becomes of these registers shall be of no concern to other tests.
+    prefix = f"attacked{os.urandom(4).hex()}"
+    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": prefix}
+    wait_for_quarantine(using)
+    return Attacked(using, cache, cached)
+
+
+on_each = on_pairs(("default", "locmem"), ("postgresql", "redis"), transaction=True)
+many = hypothesis_settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (sys.exit, ("the pickle was run",))
+
+
+@on_each
+def test_random_bytes_in_place_of_an_answer_are_a_miss(attacked: Attacked) -> None:
+    @many
+    @given(st.binary(max_size=300))
+    def check(payload: bytes) -> None:
+        attacked.is_harmless(payload)
+
+    check()
+
+
+@on_each
+def test_every_truncated_answer_is_a_miss(attacked: Attacked) -> None:
+    _, _, payload = attacked.entries[0]
+    for length in range(len(payload)):
+        attacked.is_harmless(payload[:length])
+
+
+@on_each
+def test_every_flipped_bit_of_an_answer_is_a_miss(attacked: Attacked) -> None:
+    _, _, payload = attacked.entries[0]
+    for bit in range(8 * len(payload)):
+        changed = bytearray(payload)
+        changed[bit // 8] ^= 1 << bit % 8
+        attacked.is_harmless(bytes(changed))
+
+
+@on_each
+def test_bytes_that_were_taken_out_doubled_or_put_in_are_a_miss(attacked: Attacked) -> None:
+    _, _, payload = attacked.entries[0]
+
+    @many
+    @given(
+        st.integers(0, len(payload)),
+        st.integers(0, len(payload)),
+        st.binary(min_size=1, max_size=9),
+    )
+    def check(start: int, end: int, other: bytes) -> None:
+        changed = payload[:start] + other + payload[end:]
+        if changed != payload:
+            attacked.is_harmless(changed)
+
+    check()
+
+
+BOMBS = {
+    "arrays of 4 GB": b"\xdd\xff\xff\xff\xff" * 100,
+    "arrays that promise a million each": b"\xdd\x00\x0f\x42\x40" * 200_000,
+    "maps of 4 GB": b"\xdf\xff\xff\xff\xff" * 100,
+    "bytes of 4 GB": b"\x93\xa4list\x91\xa0\x91\x91\xc6\xff\xff\xff\xff",
+    "an extension of 4 GB": b"\x93\xa4list\x91\xa0\x91\x91\xc9\xff\xff\xff\xff\x01",
+    "nested without end": b"\x91" * 1_000_000,
+    "an unknown extension": msgpack.packb(["list", [""], [[msgpack.ExtType(99, b"x")]]]),
+    "an enormous decimal": msgpack.packb(["list", ["v"], [[[7, 2**60]]]]),
+    "a pickle": pickle.dumps(Bomb()),
+    "a pickle in a column": msgpack.packb(["list", ["p"], [[pickle.dumps(Bomb())]]]),
+}
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+@pytest.mark.parametrize("name", BOMBS)
+@on_each
+def test_bombs_are_a_miss_and_take_no_memory(
+    attacked: Attacked, name: str, is_sealed: bool
+) -> None:
+    """Also with a good checksum, which is no secret."""
+    bomb = codec.seal(BOMBS[name]) if is_sealed else BOMBS[name]
+    attacked.plant(bomb)
+    tracemalloc.start()
+    try:
+        assert attacked.ask() == attacked.expected()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Arrays of null pointers are set aside, one inside the other, and not touched.
+    assert peak < 30_000_000 or "promise" in name
+    attacked.is_harmless(bomb)
+
+
+@on_each
+def test_the_answer_to_another_question_is_a_miss(attacked: Attacked) -> None:
+    """Its head names the question, and the two are worth the same: one table, one vector."""
+    (name, vector, payload), (other_name, other_vector, other_payload) = attacked.entries
+    attacked.vault.put(name, other_vector, other_payload)
+    attacked.vault.put(other_name, vector, payload)
+    for number in range(2):
+        assert attacked.watch.call(lambda number=number: attacked.ask(number)) == (
+            attacked.expected(number),
+            ["miss"],
+        )
+
+
+@on_each
+def test_an_answer_of_the_past_is_a_miss(attacked: Attacked) -> None:
+    """Who has kept an entry, and puts it back after a write, has kept its vector with it."""
+    name, vector, payload = attacked.entries[0]
+    rows = Author.objects.using(attacked.using).filter(pk=attacked.authors[0].pk)
+    rows.update(name="new")
+    attacked.vault.put(name, vector, payload)
+    assert attacked.watch.warm(attacked.ask)["name"] == "new"
+
+
+# --- registers by the back door --------------------------------------------------------------
+
+
+def _as_text(vault: Vault, key: bytes) -> None:
+    vault.call(b"DEL", key)
+    vault.call(b"SET", key, b"c:1")
+
+
+def _as_list(vault: Vault, key: bytes) -> None:
+    vault.call(b"DEL", key)
+    vault.call(b"RPUSH", key, b"n")
+
+
+def _with(**fields: bytes) -> Callable[[Vault, bytes], None]:
+    def damage(vault: Vault, key: bytes) -> None:
+        for field, value in fields.items():
+            vault.call(b"HSET", key, field.encode(), value)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Vault, bytes], None]] = {
+    "text": _as_text,
+    "a list": _as_list,
+    "no UTF-8": _with(n=b"\xff\xfe\x00\r\n"),
+    "a nonce with signs of ours": _with(n=b"|;:|"),
+    "an enormous nonce": _with(n=b"n" * 1_000_000),
+    "no counter": _with(x=b"many"),
+    "no intents": _with(d=b"\xff=,=,Q=soon,=="),
+    "no birth": _with(b=b"long ago", l=b"for ever"),
+    "neither birth nor intents": _with(b=b"", l=b"", d=b""),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("table", ["*", "tests_author"])
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_damaged_registers_cost_a_lease_and_neither_reads_nor_writes(
+    attacked: Attacked, name: str, table: str
+) -> None:
+    vault, space = attacked.vault, route_of(attacked.using).namespace
+    (key,) = vault.call(
+        b"KEYS",
+        f"ormcache:*{{{space}}}*:r:".encode() + table.encode("ascii").replace(b"*", b"\\*"),
+    )
+    DAMAGES[name](vault, key)
+    assert attacked.ask() == attacked.expected()
+    DAMAGES[name](vault, key)
+    rows = Author.objects.using(attacked.using)
+    rows.filter(pk=attacked.authors[0].pk).update(name="new")
+    attacked.authors[0].name = "new"
+    assert attacked.ask() == attacked.expected()
+    # A table that has no register yet, which is made by what "*" remembers.
+    assert not rows.filter(profile__isnull=False).exists()
+    wait_for_quarantine(attacked.using)
+    attacked.ask()
+    assert attacked.ask() == attacked.expected()
+    rows.filter(pk=attacked.authors[0].pk).update(name="newer")
+    attacked.authors[0].name = "newer"
+    assert attacked.ask() == attacked.expected()
+
+
+@on_caches("memcached", "filebased", "database")
+@on_databases("default", transaction=True)
+def test_anything_in_a_plain_cache_is_a_miss(cached: Watch, using: str, cache: str) -> None:
+    """Its own serializer is Django's: what that runs, it runs before ormcache sees anything."""
+    if cache == "database":
+        pytest.skip("made by the tests of the store")
+    author = AuthorFactory(name="one")
+
+    def name() -> str:
+        return Author.objects.get(pk=author.pk).name
+
+    store = store_of(using)
+    found: list[str] = []
+    original = store.fill
+
+    def fill(space: str, entry: str, *rest: Any) -> None:
+        found.append(f"ormcache:{space}:e:{entry}")
+        original(space, entry, *rest)
+
+    store.fill = fill  # type: ignore[method-assign]
+    try:
+        cached.warm(name)
+    finally:
+        del store.fill  # type: ignore[attr-defined]
+    (key,) = found
+    vector, payload = caches[cache].get(key)
+    for value in (
+        b"",
+        None,
+        7,
+        (),
+        (vector,),
+        (vector, None),
+        (vector, "text"),
+        (vector, [payload]),
+    ):
+        caches[cache].set(key, value)
+        assert name() == "one"
+    for length in range(len(payload)):
+        caches[cache].set(key, (vector, payload[:length]))
+        assert name() == "one"
+
+
+# --- names and values of users ---------------------------------------------------------------
+
+AWKWARD = [
+    "\r\nSET x 1\r\n",
+    "*1\r\n$8\r\nFLUSHALL\r\n",
+    "a b",
+    "\x00",
+    "\x7f",
+    "é",
+    "\ud800",
+    "{x}",
+    "%s",
+    "'; DROP TABLE tests_author; --",
+    "|",
+    ";",
+    ":",
+    "r:*",
+    "*",
+    "x" * 90,
+    "",
+    "𐍈",
+    "a\nb",
+    "Q",
+    "=1",
+]
+
+
+@pytest.mark.parametrize("value", AWKWARD, ids=ascii)
+@on_each
+def test_no_parameter_can_be_more_than_a_parameter(cached: Watch, using: str, value: str) -> None:
+    if "\ud800" in value or (using == "postgresql" and "\x00" in value):
+        pytest.skip("the database takes no such text")
+    with factories_using(using):
+        AuthorFactory(name="bystander")
+
+    def named() -> list[str]:
+        return list(Author.objects.using(using).filter(name=value).values_list("name", flat=True))
+
+    assert cached.warm(lambda: Author.objects.using(using).count()) == 1
+    assert cached.warm(named) == []
+    assert cached.hit(lambda: Author.objects.using(using).count()) == 1
+    Author.objects.using(using).create(name=value)
+    assert cached.warm(named) == [value]
+    assert cached.warm(lambda: Author.objects.using(using).count()) == 2
+
+
+values = st.one_of(
+    st.text(st.characters(), max_size=8),
+    st.integers(),
+    st.floats(),
+    st.binary(max_size=8),
+    st.booleans(),
+    st.none(),
+    st.sampled_from(AWKWARD),
+)
+lists = st.lists(values, max_size=4)
+
+
+@hypothesis_settings(deadline=None, max_examples=500)
+@given(lists, lists, st.text(st.characters(), max_size=8), st.text(st.characters(), max_size=8))
+def test_two_questions_share_a_key_only_if_they_are_one(
+    one: list[Any], other: list[Any], sql: str, other_sql: str
+) -> None:
+    def key(sql: str, params: list[Any]) -> str:
+        return keys.entry_key(("default", "path"), sql, params)
+
+    are_one = sql == other_sql and repr(one) == repr(other)
+    assert (key(sql, one) == key(other_sql, other)) is are_one
+    assert set(key(sql, one)) <= set("0123456789abcdef")
+    # What is moved from one part to the next makes another question.
+    if sql:
+        assert key(sql[:-1], [sql[-1], *one]) != key(sql, one)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in AWKWARD if not {*name} & {*"\x00\ud800"}], ids=ascii
+)
+def test_no_name_of_a_database_is_more_than_a_part_of_a_key(name: str) -> None:
+    connection = connections["default"].copy()
+    connection.settings_dict = {**connection.settings_dict, "NAME": name or "x"}
+    space = namespace(connection, "prefix")
+    assert space.startswith("prefix-")
+    assert set(space) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+@pytest.fixture
+def stores(settings: Any) -> Iterator[dict[str, Any]]:
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 0.05}
+    made = {name: strict_store(name) for name in ("locmem", "redis") if name in settings.CACHES}
+    if "memcached" in settings.CACHES:
+        made["memcached"] = StandardStore("memcached")
+    yield made
+
+
+TABLES = [name for name in AWKWARD if name and "\ud800" not in name]
+# Longer than a key of Memcached may be, the second as MariaDB lets it be.
+TABLES += ["x" * 300, "ж" * 64]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=ascii)
+def test_no_name_of_a_table_is_the_register_of_another(stores: dict[str, Any], table: str) -> None:
+    space = f"security-{os.urandom(4).hex()}"
+    for name, store in stores.items():
+        tables = ["bystander", table] if table != "*" else ["bystander"]
+        while store.read(space, "e" * 40, tables).vector is None:
+            continue
+        vector = store.read(space, "e" * 40, ["bystander"]).vector
+        store.fill(space, "e" * 40, vector, b"answer", 60)
+        assert store.read(space, "e" * 40, ["bystander"]).entry == b"answer", name
+        if table == "*":
+            continue
+        store.arm(space, "1", [table])
+        assert store.read(space, "e" * 40, [table]).vector is None, name
+        store.finish(space, "1", [table])
+        assert store.read(space, "e" * 40, ["bystander"]).entry == b"answer", name
+
+
+@pytest.mark.parametrize("prefix", ["a b", "\r\n", "{x}", "é", "a:b", "*"], ids=ascii)
+def test_a_prefix_that_is_no_part_of_a_key_is_refused(settings: Any, prefix: str) -> None:
+    from ormcache.checks import check_settings
+
+    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": prefix}
+    assert "ormcache.E002" in [message.id for message in check_settings()]
+
+
+def test_bytes_with_a_wrong_checksum_and_what_is_no_bytes_are_refused() -> None:
+    for wrong in (None, "text", 7, b"", b"abc", b"\x00\x00\x00\x01", bytearray(codec.seal(b"x"))):
+        with pytest.raises(Corrupt):
+            codec.unseal(wrong)  # type: ignore[arg-type]
+    assert codec.unseal(codec.seal(b"x")) == b"x"
