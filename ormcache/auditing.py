@@ -99,7 +99,7 @@ class Audit:
         if lookup.entry is None or lookup.vector is None:
             return GONE
         try:
-            cached = codec.decode(lookup.entry)
+            cached = codec.decode(codec.unseal(lookup.entry))
         except Corrupt:
             return GONE
         read = reads.Read(
