@@ -162,7 +162,7 @@ def _sorts_plainly(expression: Any, connection: Any) -> bool:
     """Whether the database has no other idea of equal values than Python."""
     if not isinstance(expression, Col):
         return False
-    field = expression.target
+    field: Any = expression.target
     while field.is_relation:
         # Its values are those of the key that it leads to.
         field = field.target_field
