@@ -114,7 +114,7 @@ _SORTED_ALIKE = frozenset(
 _TEXTS = frozenset({"CharField", "TextField", "SlugField", "EmailField", "URLField"})
 _OTHERS = frozenset(
     {
-        *("AutoField", "BigAutoField", "SmallAutoField", "ForeignKey", "OneToOneField"),
+        *("AutoField", "BigAutoField", "SmallAutoField"),
         *("IntegerField", "BigIntegerField", "SmallIntegerField", "PositiveIntegerField"),
         *("PositiveBigIntegerField", "PositiveSmallIntegerField", "BooleanField"),
         *("FloatField", "DecimalField", "DateField", "DateTimeField", "TimeField"),
@@ -162,9 +162,13 @@ def _sorts_plainly(expression: Any, connection: Any) -> bool:
     """Whether the database has no other idea of equal values than Python."""
     if not isinstance(expression, Col):
         return False
-    kind = expression.target.get_internal_type()
+    field: Any = expression.target
+    while field.is_relation:
+        # Its values are those of the key that it leads to.
+        field = field.target_field
+    kind = field.get_internal_type()
     if kind in _TEXTS:
-        is_collated = bool(getattr(expression.target, "db_collation", None))
+        is_collated = bool(getattr(field, "db_collation", None))
         return connection.vendor in ("postgresql", "sqlite") and not is_collated
     return kind in _OTHERS
 
@@ -265,7 +269,9 @@ def _keys(rows: Sequence[Row], order: Order) -> list[Row]:
     """The columns by which the rows are ordered, up to the first that Python cannot compare."""
     count = 0
     for count, position in enumerate(order.keys, 1):
-        if any(type(row[position]) not in _SORTED_ALIKE for row in rows):
+        # What is not equal to itself: NaN.
+        values = [row[position] for row in rows]
+        if any(type(value) not in _SORTED_ALIKE or value != value for value in values):
             count -= 1
             break
     return [tuple(row[position] for position in order.keys[:count]) for row in rows]

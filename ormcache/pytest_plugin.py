@@ -67,6 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Verifier(config), "ormcache-verifier")
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"ormcache: {_mode(config)}" if _is_in_use() else None
+
+
 def _mode(config: pytest.Config) -> str:
     if config.getoption("ormcache_verify"):
         return "verify"

@@ -613,7 +613,9 @@ def _store(read: Read, answer: Callable[[], codec.Result]) -> Reason | None:
     try:
         timeout = policies.of(plan.tables, settings).timeout(route.timeout)
         if settings.AUDIT and verification.is_due(settings.AUDIT):
-            store.note(route.namespace, plan.entry, _note(read), timeout)
+            note = _note(read)
+            if len(note) <= limit:
+                store.note(route.namespace, plan.entry, note, timeout)
         store.fill(route.namespace, plan.entry, read.vector, codec.seal(payload), timeout)
     except CacheError:
         breaker.failed()

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
-from django.db.models import Count, Sum
+from django.db.models import Count, Sum, Value
+from django.db.models.functions import Concat
+from django.utils.safestring import SafeString
 
 import ormcache
 from ormcache import auditing, counters, notes, signals
@@ -289,6 +291,25 @@ def test_a_share_of_the_answers_is_noted(
     for number in range(4):
         noting.warm(lambda number=number: Author.objects.filter(pk=number).exists())
     assert Audit(using, 100).noted == 2
+
+
+@on_databases("default", transaction=True)
+@on_caches("redis")
+def test_a_query_that_is_longer_than_any_answer_may_be_is_not_noted(
+    noting: Watch, using: str, settings: Any
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "MAX_RESULT_BYTES": 1000}
+    noting.warm(lambda: Author.objects.filter(name__in=map(str, range(300))).exists())
+    assert Audit(using, 100).noted == 0
+
+
+@on_databases("default", transaction=True)
+@on_caches("redis")
+def test_a_query_whose_parameters_cannot_be_noted_is_stored_without(
+    noting: Watch, using: str
+) -> None:
+    noting.warm(lambda: list(Author.objects.filter(name=Concat(Value(SafeString("a")), "name"))))
+    assert Audit(using, 100).noted == 0
 
 
 @on_databases("default", transaction=True)

@@ -75,6 +75,12 @@ def test_nan_is_itself() -> None:
     assert judge(numbers, [(float("nan"),)], [(float("nan"),)]) is SAME
 
 
+def test_nan_is_itself_in_an_order_too() -> None:
+    queryset = EveryField.objects.order_by("float").values_list("float", "integer")
+    rows = [(float("nan"), 1), (float("nan"), 2)]
+    assert judge(queryset, rows, rows[::-1]) is SAME
+
+
 def test_no_rows_are_no_rows() -> None:
     assert judge(authors, [], []) is SAME
     assert judge(authors, [], [A]) is DIFFERENT

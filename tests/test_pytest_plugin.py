@@ -137,7 +137,9 @@ def outcomes(*expected: str) -> str:
 
 
 def test_in_tests_nothing_is_cached(run: Run) -> None:
-    run(outcomes("switched off", "switched off")).assert_outcomes(passed=4)
+    result = run(outcomes("switched off", "switched off"))
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["ormcache: off"])
 
 
 def test_the_ini_option_leaves_it_switched_on(run: Run) -> None:

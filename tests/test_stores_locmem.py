@@ -77,6 +77,17 @@ def test_bump_makes_entries_invalid(store: LocMemStore) -> None:
     assert store.read(SPACE, "entry", TABLES).entry is None
 
 
+def test_an_entry_that_is_dropped_is_gone_and_no_other(store: LocMemStore) -> None:
+    fill(store, b"answer")
+    fill(store, b"other", "other")
+    vector = store.read(SPACE, "entry", TABLES).vector
+    store.drop(SPACE, "entry")
+    store.drop(SPACE, "entry")
+    assert store.read(SPACE, "entry", TABLES) == (None, vector, None, 0.0)
+    assert store.read(SPACE, "other", TABLES).entry == b"other"
+    assert store.noted(SPACE) is store.note_of(SPACE, "entry") is None
+
+
 def test_a_commit_to_another_table_or_namespace_leaves_them_valid(store: LocMemStore) -> None:
     fill(store, b"answer")
     store.arm(SPACE, "1", ["c"])

@@ -121,6 +121,37 @@ on_all = on_caches(*BACKENDS)
 
 
 @on_all
+def test_an_entry_that_is_dropped_is_gone_with_its_note_and_no_other(
+    store: Store, space: str
+) -> None:
+    vector = fill(store, space)
+    fill(store, space, b"other", OTHER)
+    for entry in (ENTRY, OTHER):
+        store.note(space, entry, b"note of " + entry.encode(), 60)
+    store.note(space, "empty", b"", 60)
+    store.note("elsewhere", "entry", b"note", 60)
+    store._channels.flush()  # type: ignore[attr-defined]
+    assert sorted(store.noted(space) or ()) == sorted([ENTRY, OTHER])
+    store.drop(space, ENTRY)
+    store.drop(space, ENTRY)
+    assert store.read(space, ENTRY, TABLES) == (None, vector, None, 0.0)
+    assert store.note_of(space, ENTRY) is None
+    assert store.read(space, OTHER, TABLES).entry == b"other"
+    assert list(store.noted(space) or ()) == [OTHER]
+    assert store.note_of(space, OTHER) == b"note of " + OTHER.encode()
+
+
+@on_all
+def test_many_notes_are_all_listed(store: Store, space: str) -> None:
+    read_clean(store, space)
+    names = [f"{number:040}" for number in range(3000)]
+    for name in names:
+        store.note(space, name, b"note", 60)
+    store._channels.flush()  # type: ignore[attr-defined]
+    assert sorted(store.noted(space) or ()) == names
+
+
+@on_all
 def test_a_new_namespace_is_in_quarantine_for_one_lease(store: Store, space: str) -> None:
     begun = time.monotonic()
     lookup = store.read(space, ENTRY, TABLES)

@@ -62,6 +62,18 @@ def test_an_entry_is_found_until_a_commit_to_one_of_its_tables(store: Store) -> 
 
 
 @on_caches(*ALL)
+def test_an_entry_that_is_dropped_is_gone_and_no_other(store: Store) -> None:
+    fill(store, b"answer")
+    fill(store, b"other", "other")
+    vector = store.read(SPACE, "entry", TABLES).vector
+    store.drop(SPACE, "entry")
+    store.drop(SPACE, "entry")
+    assert store.read(SPACE, "entry", TABLES) == (None, vector, None, 0.0)
+    assert store.read(SPACE, "other", TABLES).entry == b"other"
+    assert store.noted(SPACE) is store.note_of(SPACE, "entry") is None
+
+
+@on_caches(*ALL)
 def test_the_register_of_everything_and_bump_do_the_same(store: Store) -> None:
     fill(store, b"answer")
     store.bump(SPACE, ["*"])
