@@ -98,6 +98,12 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_fence(settings: Any) -> None:
+    """Its looks connect before a query is looked up, and ask for a table in the search path."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
+
+
+@pytest.fixture(autouse=True)
 def _nothing_known_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "_altered", {})
     monkeypatch.setattr(sessions, "_spoilt", set())
