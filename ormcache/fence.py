@@ -258,11 +258,15 @@ def _written(names: Iterable[str]) -> set[str]:
 def rows(alias: str) -> list[int]:
     """The rows that are there before all is made invalid, for :func:`remove`. Raises nothing.
 
-    None where nothing must be removed: in a transaction, or with a cache of this process only.
+    None where nothing must be removed: where nobody looks, in a transaction, or with a cache of
+    this process only.
     """
+    settings = current()
     connection: Any = connections[alias]
     state = state_of(connection)
-    route = state.route(connection, current())
+    route = state.route(connection, settings)
+    if settings.fence_interval is None:
+        return []
     if route.store is None or not route.store.is_remote or in_transaction(connection, state):
         return []
     try:

@@ -160,7 +160,8 @@ class Reason(str, enum.Enum):
     NO_FENCE = (
         "no fence",
         'ORMCACHE["FENCE"] is set, and this database has no table ormcache_fence: run '
-        "`manage.py migrate ormcache`.",
+        "`manage.py migrate ormcache`. Or there is one, in a schema in which this session does "
+        "not look.",
     )
     REPLICA_BEHIND = (
         "replica behind",

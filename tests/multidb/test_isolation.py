@@ -224,8 +224,8 @@ def test_a_write_through_an_alias_that_is_not_cached_is_not_kept_from_one_that_i
     cached: Watch, using: str, second: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that is down is ignored only where nobody reads from it."""
-    databases = {"second": {"ENABLED": False}}
-    settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": databases}
+    own = {"DATABASES": {"second": {"ENABLED": False}}, "ON_CACHE_FAILURE": "raise"}
+    settings.ORMCACHE = {**settings.ORMCACHE, **own}
     before = cached.warm(names(using))
 
     def refuse(*args: Any) -> None:
