@@ -700,6 +700,15 @@ def test_related_objects_are_not_shared_between_callers(
     assert other.author.name == "author 0"
 
 
+@on_databases("default", transaction=True)
+def test_a_hit_leaves_the_query_with_its_table(cached: Watch, using: str) -> None:
+    """As compiling would: some look there."""
+    cached.warm(lambda: list(Author.objects.all()))
+    authors = Author.objects.all()
+    cached.hit(lambda: list(authors))
+    assert list(authors.query.alias_map) == ["tests_author"]
+
+
 # --- chunks ----------------------------------------------------------------------------------
 
 
