@@ -17,7 +17,7 @@ from ormcache.reasons import Reason
 from tests import backdoor
 from tests.cut_off import STOPS, WRITES, CutOff
 from tests.interleaving import route_of, session, store_of
-from tests.marks import on_databases, on_pairs
+from tests.marks import on_databases, on_pairs, scenario
 from tests.models import Author, Tag
 from tests.servers import HOST, RedisServer
 from tests.watching import Watch, wait_for_quarantine
@@ -663,9 +663,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+@scenario(30)
 @everywhere
 @pytest.mark.parametrize("how", WRITES)
-def test_30_a_process_that_cannot_reach_the_cache_is_heard_of_in_time(
+def test_a_process_that_cannot_reach_the_cache_is_heard_of_in_time(
     cached: Watch, using: str, cache: str, empty_fence: None, how: str
 ) -> None:
     Author.objects.using(using).create(name=OLD)
@@ -680,10 +681,11 @@ def test_30_a_process_that_cannot_reach_the_cache_is_heard_of_in_time(
         assert rows(using) == []
 
 
+@scenario(30)
 @on_each_database
 @pytest.mark.parametrize("how", WRITES)
 @pytest.mark.parametrize("stop", STOPS)
-def test_30_a_process_that_is_killed_has_announced_what_it_has_committed(
+def test_a_process_that_is_killed_has_announced_what_it_has_committed(
     cached: Watch, using: str, cache: str, empty_fence: None, how: str, stop: str
 ) -> None:
     Author.objects.using(using).create(name=OLD)
@@ -705,8 +707,9 @@ def test_30_a_process_that_is_killed_has_announced_what_it_has_committed(
         assert cached.hit(names(using)) == [OLD]
 
 
+@scenario(30)
 @on_each_database
-def test_30_a_redis_that_dies_and_comes_back_with_all_it_had(
+def test_a_redis_that_dies_and_comes_back_with_all_it_had(
     cached: Watch, using: str, empty_fence: None, settings: Any
 ) -> None:
     """Nobody was told meanwhile; the rows wait for those who come back to the cache."""

@@ -141,7 +141,6 @@ def test_a_replica_that_is_behind_is_still_read_from_the_cache_what_was_not_writ
     assert group.hit(tags) == ["tag"]
 
 
-@scenario(37)
 @on_replicated()
 def test_only_a_replica_that_has_caught_up_is_asked_whether_a_hit_is_right(
     group: Watch, pair: Pair, settings: Any
@@ -167,6 +166,7 @@ def test_only_a_replica_that_has_caught_up_is_asked_whether_a_hit_is_right(
     assert "mismatch" not in counts
 
 
+@scenario(37)
 @on_replicated()
 def test_a_query_that_runs_before_the_replica_catches_up_is_not_stored(
     group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch

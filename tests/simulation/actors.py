@@ -190,7 +190,7 @@ class Observer:
                     continue
                 if lookup.entry is None:
                     continue
-                rows = [tuple(row) for row in codec.decode(lookup.entry).rows]
+                rows = [tuple(row) for row in codec.decode(codec.unseal(lookup.entry)).rows]
                 latest = world.database.states[-1]
                 least = latest if world.policy == "raise" else tuple(world.floor)
                 if not question.is_answered(rows, least, latest):
