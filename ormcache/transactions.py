@@ -448,7 +448,8 @@ class _Debts:
     """Tables that this process wrote while the cache was out of reach ("open" and "fence").
 
     Each write gives its tables a new number, before and after. So what is written while a debt
-    is being paid stays owed, and nothing is paid for before it is committed.
+    is being paid stays owed, and nothing is paid for before it is committed. A commit of which
+    nobody knows whether it is over is taken for under way until a lease has passed.
     """
 
     def __init__(self) -> None:
@@ -460,6 +461,8 @@ class _Debts:
     def _forget_threads(self) -> None:
         # After fork() no other thread is there to end its write or to release the lock.
         self._under_way: Counter[tuple[_Place, str]] = Counter()
+        self._in_doubt: dict[tuple[_Place, str], float] = {}
+        """Until when, on the monotonic clock."""
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -473,9 +476,13 @@ class _Debts:
         with self._lock:
             self._write(place, tables, 1)
 
-    def end(self, place: _Place, tables: Iterable[str]) -> None:
+    def end(self, place: _Place, tables: Sequence[str], in_doubt_for: float = 0.0) -> None:
+        """The write is over, or may take effect within so many seconds still."""
+        until = time.monotonic() + in_doubt_for
         with self._lock:
             self._write(place, tables, -1)
+            for table in tables if in_doubt_for else ():
+                self._in_doubt[place, table] = until
 
     def _write(self, place: _Place, tables: Iterable[str], step: int) -> None:
         written = self._written.setdefault(place, {})
@@ -486,11 +493,12 @@ class _Debts:
     def due(self, place: _Place) -> dict[str, int]:
         """What can be paid now, with the numbers that :meth:`paid` wants to have back."""
         with self._lock:
-            written = self._written.get(place, {})
+            now = time.monotonic()
             return {
                 table: number
-                for table, number in written.items()
+                for table, number in self._written.get(place, {}).items()
                 if self._under_way[place, table] <= 0
+                and self._in_doubt.get((place, table), now) <= now
             }
 
     def paid(self, place: _Place, due: dict[str, int]) -> None:
@@ -500,6 +508,7 @@ class _Debts:
                 if written.get(table) == number:
                     del written[table]
                     del self._under_way[place, table]
+                    self._in_doubt.pop((place, table), None)
             if not written:
                 self._written.pop(place, None)
 
@@ -714,7 +723,7 @@ class Bracket:
         """The statement is over. ``known``: nothing of it can take effect any more."""
         _pin(self._alias)
         if self._is_owed:
-            _debts.end(self._place, self._tables)
+            _debts.end(self._place, self._tables, 0.0 if known else self._lease)
         if self._intent is None:
             return
         keeper.release(self._intent, finished=known)

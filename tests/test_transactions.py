@@ -6,6 +6,7 @@ import threading
 import time
 import unittest
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1706,6 +1707,34 @@ def test_what_is_owed_is_not_paid_before_the_commit(
     commit.end()
     writer.result()
     assert cached.warm(names) == [NEW]
+
+
+@on_pairs(("postgresql", "locmem"), transaction=True)
+def test_what_may_still_be_committed_is_not_paid_within_a_lease(
+    monkeypatch: pytest.MonkeyPatch,
+    let_through: None,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    broken: Callable[[], None],
+) -> None:
+    """The connection is lost at COMMIT: nobody knows whether the server goes on with it."""
+
+    def lose(connection: Any) -> None:
+        raise OperationalError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseDatabaseWrapper, "_commit", lose)
+        with pytest.raises(OperationalError, match="lost"):
+            rename(using)
+    broken()
+    with cached.expect("cache unreachable", "cache unreachable"):
+        assert names() == names() == [OLD]
+    monkeypatch.setattr(
+        transactions, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + current().LEASE)
+    )
+    assert cached.warm(names) == [OLD]
 
 
 @on_pairs(("postgresql", "locmem"), transaction=True)
