@@ -15,7 +15,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models.sql import Query, UpdateQuery
 from psycopg import IsolationLevel
 
-from ormcache import reads
+from ormcache import overdue, reads
 from tests.models import Continent, Country
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ QUESTIONS = (
     ),
 )
 
+END_OF_SNAPSHOT = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
 SOMETHING = "SELECT 1"
 """It is about no table, but a snapshot begins with it."""
 
@@ -91,7 +92,7 @@ WRITES = tuple(f'UPDATE "{table}" SET "name" = %s WHERE "id" = 1' for table in T
 class Commit:
     """One that was sent and whose end is not known; it lasts no longer than is assumed."""
 
-    __slots__ = ("deadline", "is_announced", "is_orphan", "process", "tables")
+    __slots__ = ("deadline", "is_announced", "is_orphan", "number", "process", "tables")
 
     def __init__(
         self, process: Any, tables: tuple[int, ...], deadline: float, is_announced: bool
@@ -100,6 +101,8 @@ class Commit:
         self.is_announced = is_announced
         self.tables = tables
         self.deadline = deadline
+        self.number: int | None = None
+        """The id of the transaction, once it has one."""
         self.is_orphan = False
         """Whether nobody waits for it any more."""
 
@@ -111,11 +114,41 @@ class Database:
         self.world = world
         self.states: list[State] = [BEGINNING]
         self.commits: list[Commit] = []
+        self._last = self._last_over = 700
+        self._running: set[int] = set()
 
-    def begin(self, tables: tuple[int, ...]) -> Commit:
+    # --- ids of transactions ---------------------------------------------------------------
+
+    def give_id(self) -> int:
+        """To a transaction that is running from now on."""
+        self._last += 1
+        self._running.add(self._last)
+        return self._last
+
+    def is_over(self, number: int | None) -> None:
+        if number is not None and number in self._running:
+            self._running.discard(number)
+            self._last_over = max(self._last_over, number)
+
+    def tell_id(self, sql: str) -> int:
+        """What is asked about overdue commits."""
+        if sql == _NEW_ID:
+            number = self.give_id()
+            self.is_over(number)
+            return number
+        end = self._last_over + 1
+        return end if sql == END_OF_SNAPSHOT else min((*self._running, end))
+
+    # --- commits ---------------------------------------------------------------------------
+
+    def begin(self, tables: tuple[int, ...], number: int | None) -> Commit:
+        """``number``: its id; without one, it is a statement in autocommit."""
         world = self.world
         deadline = world.now + world.ASSUMED * world.LEASE
+        if number is not None and world.is_patient:
+            deadline = float("inf")
         commit = Commit(world.process, tables, deadline, world.is_announced())
+        commit.number = number
         self.commits.append(commit)
         return commit
 
@@ -123,6 +156,7 @@ class Database:
         last = self.states[-1]
         self.states.append(tuple(n + (i in commit.tables) for i, n in enumerate(last)))
         self.commits.remove(commit)
+        self.is_over(commit.number)
         self.world.committed(commit)
         if self.world.trace is not None:
             self.world.tell(f"database: {self.states[-1]} is committed")
@@ -130,6 +164,7 @@ class Database:
 
     def abort(self, commit: Commit) -> None:
         self.commits.remove(commit)
+        self.is_over(commit.number)
         if self.world.trace is not None:
             self.world.tell("database: a commit has failed")
 
@@ -152,6 +187,8 @@ class Driver:
         self.autocommit = True
         self.is_repeatable = is_repeatable
         self.info = _Info()
+        self.number: int | None = None
+        """The id of the transaction, if it has written."""
         self.pending: dict[int, int] = {}
         """By table: how many writes are not committed."""
         self.snapshot: State | None = None
@@ -161,6 +198,8 @@ class Driver:
         return Cursor(self)
 
     def _ended(self) -> None:
+        self.world.database.is_over(self.number)
+        self.number = None
         self.pending, self.snapshot, self.info.transaction_status = {}, None, 0
 
     def commit(self) -> None:
@@ -182,11 +221,15 @@ class Driver:
     def publish(self, tables: tuple[int, ...]) -> None:
         """Commit; the client waits before it is sent, until it is applied, and for the answer."""
         world = self.world
-        commit = world.database.begin(tables)
+        commit = world.database.begin(tables, self.number)
+        # From now on it is the commit's.
+        self.number = None
         is_sent = False
         try:
             world.pause_where_it_matters()
             is_sent = True
+            if commit.number is None:
+                commit.number = world.database.give_id()
             if world.trace is not None:
                 world.say("sends COMMIT")
             world.pause_where_it_matters()
@@ -219,6 +262,8 @@ class Driver:
         return self.snapshot
 
 
+_NEW_ID = overdue._HORIZON
+_IDS = frozenset({_NEW_ID, overdue._OLDEST, END_OF_SNAPSHOT})
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK TO")
 _known: dict[str, Any] = {}
 
@@ -260,8 +305,14 @@ class Cursor:
         self._rows: list[tuple[str, ...]] = []
 
     def execute(self, sql: str, params: Any = None) -> None:
-        driver, meaning = self.connection, _meaning(sql)
+        driver = self.connection
         world = driver.world
+        if sql in _IDS:
+            world.scheduler.pause()
+            self._rows = [(str(world.database.tell_id(sql)),)]
+            world.scheduler.pause()
+            return
+        meaning = _meaning(sql)
         if driver.closed:
             raise psycopg.OperationalError("the connection is closed")
         if not driver.autocommit:
@@ -282,6 +333,7 @@ class Cursor:
         else:
             world.scheduler.pause()
             driver.state()
+            driver.number = driver.number or world.database.give_id()
             driver.pending[meaning] = driver.pending.get(meaning, 0) + 1
 
     def fetchmany(self, size: int | None = None) -> list[tuple[str, ...]]:

@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from ormcache import leases, reads, transactions
+from ormcache import leases, overdue, reads, transactions
 from ormcache.stores import channels
 from ormcache.stores import redis as redis_store
+
+from tests.simulation.database import END_OF_SNAPSHOT
 
 Mutant = Callable[[], AbstractContextManager[object]]
 
@@ -24,7 +26,7 @@ def _scripts(old: str, new: str, *names: str) -> Mutant:
 
     def mutant() -> AbstractContextManager[object]:
         scripts = dict(redis_store.SCRIPTS)
-        for name in names or ("read", "arm", "finish"):
+        for name in names or scripts:
             assert old in scripts[name], f"{name} has no {old!r}"
             scripts[name] = scripts[name].replace(old, new)
         return mock.patch.object(redis_store, "SCRIPTS", scripts)
@@ -53,7 +55,7 @@ def _all(*mutants: Mutant) -> Mutant:
 def _arm_after(original: Callable[..., Any]) -> Callable[..., Any]:
     """`transactions.announce`, whose bracket arms when it ends."""
 
-    def announce(connection: Any, state: Any, tables: Any) -> Any:
+    def announce(connection: Any, state: Any, tables: Any, *args: Any) -> Any:
         route = state.route(connection, transactions.current())
         bracket = transactions._bracket(route, tables)
 
@@ -84,9 +86,9 @@ def _without_own_writes(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_registers_read_late(original: Callable[..., Any]) -> Callable[..., Any]:
     """`reads._store`, which asks for the registers only now."""
 
-    def store(route: Any, plan: Any, vector: str, *args: Any) -> Any:
-        lookup = reads.look_up(route, plan)
-        return original(route, plan, lookup.vector or vector, *args)
+    def store(read: Any, answer: Any) -> Any:
+        lookup = reads.look_up(read.route, read.plan)
+        return original(read._replace(vector=lookup.vector or read.vector), answer)
 
     return store
 
@@ -127,7 +129,7 @@ _LOST = """      if ends > clock() then
       end"""
 _BIRTH = """,
     'd', 'Q=' .. clock() + lease)"""
-_OTHERS = "if id ~= ARGV[4] then"
+_OTHERS = "if not mine(id) then"
 _NOTE = "redis.call('HSETNX', KEYS[1], 't:' .. string.match(KEYS[i], ':r:(.*)$'), 1)"
 _COMPARE = "string.sub(entry, 1, #head) == head then\n    return entry"
 
@@ -171,11 +173,18 @@ MUTANTS: dict[str, Mutant] = {
         transactions, "outcome_is_known", lambda connection, error: True
     ),
     "commit though the announcement failed": _patch(
-        transactions.Bracket, "_not_armed", lambda self, error: None
+        transactions.Bracket, "_not_armed", lambda self, *args: None
     ),
     "what the transaction has written is read from the cache": _patch(
         reads, "_restrain", _without_own_writes(reads._restrain)
     ),
+    "an overdue transaction is taken to be over": _scripts(
+        " or string.sub(id, 1, 1) == '@' then\n      kept", " then\n      kept"
+    ),
+    "whoever asks takes all transactions for over": _scripts(
+        "tonumber(ARGV[6]) >= tonumber(horizon)", "true", "settle"
+    ),
+    "the horizon is the end of a snapshot": _patch(overdue, "_HORIZON", END_OF_SNAPSHOT),
     "a socket is used again after a timeout": _patch(
         channels.Channels, "run", _with_sockets_kept(channels.Channels.run)
     ),

@@ -264,6 +264,9 @@ class Server:
             if command[1] == b"server":
                 return f"redis_version:{self.major}.0.0\r\nrun_id:{self.run_id}\r\n".encode()
             return self._info
+        if name == b"TIME":
+            seconds, rest = divmod(self.now(), 1)
+            return [b"%d" % seconds, b"%d" % (rest * 1e6)]
         assert name == b"SCRIPT", command
         text = command[2]
         sha = hashlib.sha1(text).hexdigest().encode()

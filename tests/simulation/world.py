@@ -18,7 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 from django.test import override_settings
 
-from ormcache import catalog, leases, shapes, stores, transactions
+from ormcache import catalog, leases, overdue, shapes, stores, transactions
 from ormcache.conf import current
 from ormcache.stores import Breaker, breaker, channels
 from ormcache.stores.base import new_nonce
@@ -93,6 +93,8 @@ class Process:
         self.store._channels._idle.clear()
         self.catalog: dict[str, Any] = {}
         self.catalog_breakers: dict[str, Any] = {}
+        self.overdue_tried: dict[str, float] = {}
+        self.overdue_breakers: dict[str, Any] = {}
         self.floor = list(BEGINNING)
         """For each table, its last commit that the cache was not told of."""
         self.is_renewing = False
@@ -105,6 +107,9 @@ class Process:
         state = facts.pop("_ormcache", None)
         if state is not None and state._route is not None:
             self._states[number] = (state._route, state._basis)
+        if connection.connection is not None:
+            # The server has noticed, and rolled back.
+            connection.connection.close()
         connection.connection = None
         connection.in_atomic_block = connection.needs_rollback = False
         connection.closed_in_transaction = False
@@ -124,6 +129,8 @@ class Process:
         stores._breakers = self.breakers
         catalog._known = self.catalog
         catalog._breakers = self.catalog_breakers
+        overdue._tried = self.overdue_tried
+        overdue._breakers = self.overdue_breakers
         channels._flusher = self.flusher  # type: ignore[assignment]
 
 
@@ -143,6 +150,7 @@ _PROFILES = (
     Profile("calm", (), 0.0, 0),
     Profile("slow", ("pass_time",), 0.2, 12),
     Profile("very slow", ("pass_time",), 0.4, 12),
+    Profile("stopped", ("pass_time",), 0.5, 20),
     Profile("losses", (*_LOSSES, "pass_time"), 0.12, 3),
     Profile("evictions", ("evict",), 0.1, 3),
     Profile("network", (*_NETWORK, "pass_time"), 0.15, 3),
@@ -156,6 +164,8 @@ _PROFILES = (
     ),
 )
 
+_PATIENT = frozenset({"slow", "very slow", "stopped"})
+"""In which commits of transactions may take as long as they like."""
 _STALLS = (0.0, 0.0, 0.06, 0.15)
 """How likely it is at each step that an actor is held up: long enough for others to do much."""
 
@@ -248,14 +258,14 @@ class World:
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(_untraced())
-            for module in (transactions, leases, breaker):
+            for module in (transactions, leases, breaker, overdue):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
             not_armed = transactions.Bracket._not_armed
 
-            def noted(bracket: Any, error: Any) -> None:
+            def noted(bracket: Any, *args: Any) -> None:
                 self._unannounced.add(self.scheduler.current)
-                not_armed(bracket, error)
+                not_armed(bracket, *args)
 
             stack.enter_context(mock.patch.object(transactions.Bracket, "_not_armed", noted))
             # Receivers ask questions of a connection that leads nowhere.
@@ -264,6 +274,7 @@ class World:
                 (transactions, ("_debts", "keeper")),
                 (stores, ("_stores", "_breakers")),
                 (catalog, ("_known", "_breakers")),
+                (overdue, ("_tried", "_breakers")),
                 (channels, ("_flusher",)),
             ):
                 for name in names:
@@ -325,6 +336,7 @@ class World:
         self.faults = 0
         self.stalls = self.lingers = 0.0
         self.profile, self._accidents_left = _PROFILES[0], 0
+        self.is_patient = False
         self.floor = list(BEGINNING)
         """For each table, the last commit that was announced."""
         self._unannounced: set[Any] = set()
@@ -397,6 +409,8 @@ class World:
             server.clock += rng.random() * 200
         for process in self.processes:
             self._clocks[process] = rng.random() * 1000
+        # The database tells when a transaction is over, unless its intent was lost.
+        self.is_patient = self.profile.name in _PATIENT and rng.random() < 0.7
         self.tell(f"seed {seed}, {self.profile.name}")
         if rng.random() < 0.8:
             self._connect()
