@@ -15,7 +15,6 @@ from unittest import mock
 from ormcache import leases, overdue, reads, transactions
 from ormcache.stores import channels
 from ormcache.stores import redis as redis_store
-
 from tests.simulation.database import END_OF_SNAPSHOT
 
 Mutant = Callable[[], AbstractContextManager[object]]
