@@ -720,8 +720,10 @@ def test_other_caches_tell_when_to_ask_again_as_well(
 
 @on_postgresql
 def test_explain_of_a_database_that_is_down_says_what_it_can(
-    cached: Watch, using: str, cache: str, tags: Tags
+    cached: Watch, using: str, cache: str, tags: Tags, settings: Any
 ) -> None:
+    # The fence is in that database, too.
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
     with session(using) as connection:
         connection.settings_dict["PORT"] = connections[using].settings_dict["PORT"]
         connection.ensure_connection = lambda: (_ for _ in ()).throw(db.OperationalError("down"))

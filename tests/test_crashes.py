@@ -1,5 +1,6 @@
 """Writers that are killed, or stopped for a while, at each point of a commit."""
 
+import os
 import random
 import re
 import signal
@@ -81,7 +82,7 @@ def end_leases(cache: str, table: str) -> None:
 
 
 @scenario(28)
-@pytest.mark.parametrize("times", [16, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [int(os.environ.get("ORMCACHE_TEST_KILLS", "16"))])
 @on_servers
 def test_writers_killed_at_each_point_leave_no_old_row_and_a_lease_at_most(
     cached: Watch, using: str, cache: str, settings: Any, writer: Writer, times: int

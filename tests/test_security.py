@@ -69,6 +69,8 @@ class Vault:
 
     def put(self, name: Any, vector: Any, payload: Any) -> None:
         if self.is_redis:
+            # What the client has still to send would take its place.
+            store_of(self.using)._channels.flush()
             self.call(b"SET", name, vector + b"|" + payload)
         else:
             caches[self.cache].set(name, (vector, payload))

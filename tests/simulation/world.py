@@ -7,6 +7,7 @@ import copy
 import itertools
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -250,7 +251,8 @@ class World:
     @contextlib.contextmanager
     def installed(self) -> Iterator[World]:
         """Put clocks and module state of this world in place of the real ones."""
-        clock = SimpleNamespace(monotonic=self.monotonic)
+        # The threads of the test run's own client go on meanwhile.
+        clock = SimpleNamespace(monotonic=self.monotonic, sleep=time.sleep)
         get_connection = transaction.get_connection
 
         def connection_of(using: Any = None) -> Any:

@@ -103,6 +103,11 @@ def soak(options: argparse.Namespace, redis: Redis) -> int:
     board = Board(context, options.processes, options.databases)
     workers = Workers(context, board, options.seed, keys, options.rest)
     vandal = Vandal(options.seed, redis, options.databases, workers)
+    # It takes a while until all programs have started.
+    patience = time.monotonic() + 60
+    while not board.total("reads") and time.monotonic() < patience:
+        time.sleep(0.02)
+        workers.replace_the_dead()
     begun = reported = time.monotonic()
     chance = random.Random(options.seed)
     next_deed = begun + 2
