@@ -1,5 +1,6 @@
 """A short soak, as `python -m tests.soak` runs a long one."""
 
+import os
 import re
 import subprocess
 import sys
@@ -16,9 +17,13 @@ ROOT = Path(__file__).parent.parent
 
 def soak(*arguments: str) -> tuple[int, str]:
     """The exit code and what was printed."""
+    # It has servers, and names of databases, of its own.
+    others = ("ORMCACHE_TEST_", "PYTEST_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", "--processes", "3", "--pause", "0.5", *arguments],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
         timeout=200,

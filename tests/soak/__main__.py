@@ -104,7 +104,7 @@ def soak(options: argparse.Namespace, redis: Redis) -> int:
     workers = Workers(context, board, options.seed, keys, options.rest)
     vandal = Vandal(options.seed, redis, options.databases, workers)
     # It takes a while until all programs have started.
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + 15
     while not board.total("reads") and time.monotonic() < patience:
         time.sleep(0.02)
         workers.replace_the_dead()

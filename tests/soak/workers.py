@@ -36,7 +36,7 @@ def work(board: Board, worker: int, seed: int, keys: dict[str, list[int]], rest:
     # Ctrl-C is for the parent, which ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "ORMCACHE_SOAK_SABOTAGE" in os.environ:
-        Bracket.arm = lambda bracket: None  # type: ignore[method-assign]
+        Bracket.arm = lambda bracket, *args: None  # type: ignore[method-assign]
     threads = [threading.Thread(target=_read, args=[board, worker, seed, keys])]
     if rest:
         threads.append(threading.Thread(target=_write, args=[board, worker, seed, keys, rest]))
