@@ -29,6 +29,8 @@ _UNSENT_LIMIT = 16 * 1024
 _FLUSH_SECONDS = 0.002
 """After so long it is sent all the same: until then other processes find the tables of a commit
 that is over announced, and ask the database."""
+_FLUSH_PATIENCE = 0.05
+"""Seconds for which others wait for that."""
 _T = TypeVar("_T")
 
 
@@ -217,12 +219,24 @@ class Channels:
     def __init__(self, pool: Any, scripts: Mapping[str, str]) -> None:
         self._pool = pool
         self._scripts = scripts
-        self._idle: collections.deque[Channel] = collections.deque()
+        self._after_fork()
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
         # The sockets are the parent's: not even closed politely.
-        self._idle = collections.deque()
+        self._idle: collections.deque[Channel] = collections.deque()
+        self._flushing = threading.Lock()
+
+    def _pop(self) -> Channel:
+        """The channel that was used last: what it has not sent yet goes first.
+
+        Raises IndexError if there is none.
+        """
+        if self._flushing.locked() and self._flushing.acquire(timeout=_FLUSH_PATIENCE):
+            # Who has ended a commit must not find it announced because another thread has just
+            # taken that channel to say so.
+            self._flushing.release()
+        return self._idle.pop()
 
     def _connect(self) -> Channel:
         library = _library(self._pool.connection_class)
@@ -242,19 +256,20 @@ class Channels:
 
     def flush(self) -> None:
         """Let the idle channels send what they have; those in use do so by themselves."""
-        for _ in range(len(self._idle)):
-            try:
-                # Once round: in the end the order is what it was.
-                channel = self._idle.popleft()
-            except IndexError:
-                return
-            try:
-                channel.flush()
-            except Exception:
-                # What was to be stored is lost, which is a miss and no error.
-                channel.close()
-            else:
-                self._idle.append(channel)
+        with self._flushing:
+            for _ in range(len(self._idle)):
+                try:
+                    # Once round: in the end the order is what it was.
+                    channel = self._idle.popleft()
+                except IndexError:
+                    return
+                try:
+                    channel.flush()
+                except Exception:
+                    # What was to be stored is lost, which is a miss and no error.
+                    channel.close()
+                else:
+                    self._idle.append(channel)
 
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
@@ -262,7 +277,7 @@ class Channels:
         ``work`` may be called twice. Raises CacheError if the second call fails, too.
         """
         try:
-            channel = self._idle.pop()
+            channel = self._pop()
         except IndexError:
             return self._run_on_new(work, *args)
         try:
@@ -301,7 +316,7 @@ class Channels:
         Both raise CacheError. The function must be called, or the channel is lost.
         """
         try:
-            channel = self._idle.pop()
+            channel = self._pop()
         except IndexError:
             raise CacheError("there is no idle channel") from None
         try:
