@@ -27,8 +27,7 @@ _PENDING_LIMIT = 64
 _UNSENT_LIMIT = 16 * 1024
 """Bytes up to which a command that nobody waits for may stay behind."""
 _FLUSH_SECONDS = 0.002
-"""After so long it is sent all the same: until then other processes find the tables of a commit
-that is over announced, and ask the database."""
+"""After so long it is sent all the same."""
 _FLUSH_PATIENCE = 0.05
 """Seconds for which others wait for that."""
 _T = TypeVar("_T")

@@ -248,8 +248,7 @@ class RedisStore(Store):
         return self._channels.start(self._command, "arm", namespace, intent, names)
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        if self._channels.run(self._post, "finish", namespace, intent, tuple(tables)):
-            self._channels.flush_soon()
+        self._channels.run(self._post, "finish", namespace, intent, tuple(tables))
 
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         self._channels.run(self._call, "finish", namespace, "", tuple(tables))
@@ -285,8 +284,8 @@ class RedisStore(Store):
     def _call(self, channel: Channel, *change: Any) -> None:
         channel.call(self._command(channel, *change))
 
-    def _post(self, channel: Channel, *change: Any) -> bool:
-        return channel.send_later(self._command(channel, *change))
+    def _post(self, channel: Channel, *change: Any) -> None:
+        channel.send(self._command(channel, *change))
 
     def _command(
         self,
