@@ -346,7 +346,9 @@ def execute_sql(
         plan = _planned(compiler, result_type, state, route, settings)
         if plan.reason is None and settings.fence_interval is not None:
             # Not before it is known that Django would use this connection.
-            plan = plan._replace(reason=fence.why_not_trust(connection, route, settings))
+            reason = fence.why_not_trust(connection, route, settings)
+            if reason is not None:
+                plan = plan._replace(reason=reason)
         if plan.reason is not None:
             _report(compiler, "skip", plan.reason, plan)
             return _run(original, compiler, plan, result_type, chunk_size)

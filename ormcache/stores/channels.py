@@ -7,7 +7,6 @@ for has to stay with its socket.
 
 from __future__ import annotations
 
-import atexit
 import collections
 import contextlib
 import importlib
@@ -26,10 +25,8 @@ FLAGS = b"#!lua flags=allow-oom\n"
 _PENDING_LIMIT = 64
 _UNSENT_LIMIT = 16 * 1024
 """Bytes up to which a command that nobody waits for may stay behind."""
-_FLUSH_SECONDS = 0.002
+_FLUSH_SECONDS = 0.02
 """After so long it is sent all the same."""
-_FLUSH_PATIENCE = 0.05
-"""Seconds for which others wait for that."""
 _T = TypeVar("_T")
 
 
@@ -218,24 +215,12 @@ class Channels:
     def __init__(self, pool: Any, scripts: Mapping[str, str]) -> None:
         self._pool = pool
         self._scripts = scripts
-        self._after_fork()
+        self._idle: collections.deque[Channel] = collections.deque()
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
         # The sockets are the parent's: not even closed politely.
-        self._idle: collections.deque[Channel] = collections.deque()
-        self._flushing = threading.Lock()
-
-    def _pop(self) -> Channel:
-        """The channel that was used last: what it has not sent yet goes first.
-
-        Raises IndexError if there is none.
-        """
-        if self._flushing.locked() and self._flushing.acquire(timeout=_FLUSH_PATIENCE):
-            # Who has ended a commit must not find it announced because another thread has just
-            # taken that channel to say so.
-            self._flushing.release()
-        return self._idle.pop()
+        self._idle = collections.deque()
 
     def _connect(self) -> Channel:
         library = _library(self._pool.connection_class)
@@ -255,20 +240,19 @@ class Channels:
 
     def flush(self) -> None:
         """Let the idle channels send what they have; those in use do so by themselves."""
-        with self._flushing:
-            for _ in range(len(self._idle)):
-                try:
-                    # Once round: in the end the order is what it was.
-                    channel = self._idle.popleft()
-                except IndexError:
-                    return
-                try:
-                    channel.flush()
-                except Exception:
-                    # What was to be stored is lost, which is a miss and no error.
-                    channel.close()
-                else:
-                    self._idle.append(channel)
+        for _ in range(len(self._idle)):
+            try:
+                # Once round: in the end the order is what it was.
+                channel = self._idle.popleft()
+            except IndexError:
+                return
+            try:
+                channel.flush()
+            except Exception:
+                # What was to be stored is lost, which is a miss and no error.
+                channel.close()
+            else:
+                self._idle.append(channel)
 
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
@@ -276,7 +260,7 @@ class Channels:
         ``work`` may be called twice. Raises CacheError if the second call fails, too.
         """
         try:
-            channel = self._pop()
+            channel = self._idle.pop()
         except IndexError:
             return self._run_on_new(work, *args)
         try:
@@ -315,7 +299,7 @@ class Channels:
         Both raise CacheError. The function must be called, or the channel is lost.
         """
         try:
-            channel = self._pop()
+            channel = self._idle.pop()
         except IndexError:
             raise CacheError("there is no idle channel") from None
         try:
@@ -354,8 +338,6 @@ class _Flusher:
     def __init__(self) -> None:
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
-        # A command of manage.py may end right after its last write.
-        atexit.register(self._flush_due)
 
     def _reset(self) -> None:
         self._due: set[Channels] = set()
@@ -397,12 +379,7 @@ class _Flusher:
             # Locked before it looks: whoever comes later wakes it once more.
             self._asleep.acquire()
             time.sleep(_FLUSH_SECONDS)
-            self._flush_due()
-
-    def _flush_due(self) -> None:
-        while self._due:
-            # At the end of the process there may be two who do this.
-            with contextlib.suppress(KeyError):
+            while self._due:
                 self._due.pop().flush()
 
 
