@@ -282,6 +282,8 @@ def reader(using: str, tags: Tags) -> Iterator[str]:
         *SECURED,
         f"CREATE ROLE {READER} LOGIN",
         f"GRANT SELECT, INSERT ON tests_tag TO {READER}",
+        # As all users of Django's need it who may read from the cache.
+        f"GRANT SELECT, DELETE ON ormcache_fence TO {READER}",
         f"GRANT USAGE ON SEQUENCE tests_tag_id_seq TO {READER}",
         "CREATE POLICY tests_policy ON tests_tag USING (name = current_setting('app.tag', true))",
     )
