@@ -3,10 +3,10 @@
 ``INSTALLED_APPS += ["ormcache"]`` is all that is needed; these are for the rest.
 """
 
+from ormcache.bypasses import disabled
 from ormcache.counters import snapshot as statistics
 from ormcache.explanation import Explanation, explain
 from ormcache.invalidation import flush, invalidate
-from ormcache.reads import disabled
 from ormcache.reasons import Reason
 
 __all__ = [

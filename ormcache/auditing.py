@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 from django.db import connections
 
-from ormcache import codec, notes, reads, transactions, verification
+from ormcache import codec, notes, plans, reads, snapshots, verification
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import Corrupt, Mismatch
 from ormcache.notes import Note
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
 from ormcache.stores import Store
-from ormcache.transactions import state_of
 
 _T = TypeVar("_T")
 
@@ -83,10 +83,10 @@ class Audit:
         path = state.path(connection)
         if note.context != reads.context_of(route, path):
             return FOREIGN
-        reason = transactions.why_not_read(connection, state)
+        reason = snapshots.why_not_read(connection, state)
         if reason is not None:
             return str(reason)
-        plan = reads.Plan(
+        plan = plans.Plan(
             note.sql,
             note.params,
             note.tables,

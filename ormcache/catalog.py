@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 
 from ormcache import tables as table_names
 from ormcache.conf import Settings, current
+from ormcache.connection_state import ConnectionState, in_transaction
 from ormcache.memo import Memo
 from ormcache.questions import ask, savepoint
 from ormcache.reasons import Reason
 from ormcache.routers import schemas, tenancy
 from ormcache.routers.namespaces import Route
+from ormcache.snapshots import is_undisturbed
 from ormcache.sql import fold
 from ormcache.stores import EVERYTHING, Breaker
-from ormcache.transactions import ConnectionState, in_transaction, is_undisturbed
 
 _RELATIVES_LIMIT = 100
 

@@ -45,19 +45,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_seconds(value: object) -> bool:
+    # Servers count milliseconds, and in no more than 64 bits.
+    return _is_number(value) and 0 < value <= 10**9  # type: ignore[operator]
+
+
+_SECONDS = "a number of seconds above 0, 1,000,000,000 at most"
+
+
 def _seconds(default: float | None) -> Any:
-    return _option(
-        default,
-        "a number of seconds above 0",
-        lambda value: _is_number(value) and 0 < value < float("inf"),
-    )
+    return _option(default, _SECONDS, _is_seconds)
 
 
 def _timeout(default: Any) -> Any:
     return _option(
         default,
-        "a number of seconds above 0, or None for no expiry",
-        lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
+        f"{_SECONDS}, or None for no expiry",
+        lambda value: value is None or _is_seconds(value),
     )
 
 
@@ -95,9 +99,17 @@ def _function(default: Any) -> Any:
     )
 
 
+KEY_PART_LIMIT = 64
+"""Characters: Memcached's keys have 250 at most, and hold the names of databases and tables."""
+
+
 def is_part_of_key(text: str) -> bool:
-    """Whether ``text`` may stand in every key: ASCII letters, digits and ``. _ -`` only."""
-    return text.isascii() and all(character.isalnum() or character in "._-" for character in text)
+    """Whether ``text`` may stand in every key: a few ASCII letters, digits and ``. _ -`` only."""
+    return (
+        len(text) <= KEY_PART_LIMIT
+        and text.isascii()
+        and all(character.isalnum() or character in "._-" for character in text)
+    )
 
 
 def _is_names(value: object) -> bool:
@@ -164,7 +176,8 @@ class Settings:
     TIMEOUT: float | None = _timeout(3600)
     KEY_PREFIX: str = _option(
         "",
-        "a string of ASCII letters, digits and . _ - (it becomes part of every key)",
+        f"a string of at most {KEY_PART_LIMIT} ASCII letters, digits and . _ - (it becomes part "
+        "of every key)",
         lambda value: isinstance(value, str) and is_part_of_key(value),
     )
     NAMESPACE: Function = _function(None)
@@ -182,8 +195,8 @@ class Settings:
     )
     FENCE: float | Literal[Inherited.INHERITED] | None = _option(
         Inherited.INHERITED,
-        "a number of seconds above 0, or None to leave the table alone",
-        lambda value: value is None or (_is_number(value) and 0 < value < float("inf")),
+        f"{_SECONDS}, or None to leave the table alone",
+        lambda value: value is None or _is_seconds(value),
     )
     DATABASES: Mapping[str, DatabaseSettings] = _section()
     MODELS: Mapping[str, ModelSettings] = _section()

@@ -11,12 +11,12 @@ from django.db import connections, models
 from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
-from ormcache import fence, reads, replicas, transactions
+from ormcache import fence, plans, reads, replicas, snapshots
 from ormcache.conf import current
+from ormcache.connection_state import ConnectionState, state_of
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
 from ormcache.stores import Lookup
-from ormcache.transactions import ConnectionState, state_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,31 +80,38 @@ def explain(
     ask the database what kinds of tables there are, as a miss does.
     ``count()``, ``exists()`` and ``get()`` are queries of their own with other keys, but what
     keeps a queryset from being cached mostly keeps them, too.
+
+    Raises TypeError for anything else than a queryset or a manager.
     """
     if isinstance(queryset, models.Manager):
         queryset = queryset.all()
+    if not isinstance(queryset, (models.QuerySet, RawQuerySet)):
+        raise TypeError(
+            f"{queryset!r} is not a queryset. Leave out what evaluates it, such as .get(), "
+            ".count() or a subscript; of a model, give Model.objects."
+        )
     settings = current()
     connection: Any = connections[queryset.db]
     state = state_of(connection)
     route = state.route(connection, settings)
     if isinstance(queryset, RawQuerySet):
-        plan = reads.Plan(str(queryset.raw_query))
+        plan = plans.Plan(str(queryset.raw_query))
         return _explanation(queryset.db, route, plan, Reason.RAW)
     compiler: Any = queryset.query.chain().get_compiler(queryset.db)
-    reason = reads.why_not_compile(compiler, MULTI, False)
+    reason = plans.why_not_compile(compiler, MULTI, False)
     if reason is None:
         if not route.enabled:
             reason = Reason.DATABASE_OFF if settings.ENABLED else Reason.SWITCHED_OFF
         elif route.store is None:
             reason = Reason.NO_CACHE
         else:
-            reason = transactions.why_not_read(connection, state)
-    plan = reads.Plan()
+            reason = snapshots.why_not_read(connection, state)
+    plan = plans.Plan()
     try:
-        plan = reads.make_plan(compiler, MULTI, state, route, settings)
+        plan = plans.make_plan(compiler, MULTI, state, route, settings)
         reason = reason or plan.reason
         # A query of a known shape was not compiled yet.
-        plan = reads.complete(compiler, plan, settings)
+        plan = plans.complete(compiler, plan, settings)
     except EmptyResultSet:
         reason = reason or Reason.NO_ROWS_POSSIBLE
     reason = reason or plan.reason or fence.why_not_trust(connection, route, settings)
@@ -117,8 +124,8 @@ def explain(
 
 
 def _looked_up(
-    connection: Any, state: ConnectionState, route: Route, plan: reads.Plan
-) -> tuple[reads.Plan, Lookup, Reason | None]:
+    connection: Any, state: ConnectionState, route: Route, plan: plans.Plan
+) -> tuple[plans.Plan, Lookup, Reason | None]:
     """What the cache says, and why an answer would not be stored if it has none."""
     lookup = reads.look_up(route, plan)
     if lookup.vector is None or lookup.entry is not None:
@@ -132,7 +139,7 @@ def _looked_up(
         # The database cannot tell anything about its tables.
         return plan, lookup, None
     reason, detail = reads.why_not_store(connection, state, route, plan, lookup.vector)
-    known = reads.depending(plan, connection, state, route)
+    known = plans.depending(plan, connection, state, route)
     if reason is Reason.CATALOG_UNKNOWN and known.registers != plan.registers:
         return _looked_up(connection, state, route, known)
     return plan._replace(detail=detail), lookup, reason
@@ -141,7 +148,7 @@ def _looked_up(
 def _explanation(
     using: str,
     route: Route,
-    plan: reads.Plan,
+    plan: plans.Plan,
     reason: Reason | None,
     remaining: float = 0.0,
     *,

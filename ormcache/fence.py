@@ -25,22 +25,16 @@ from django.db import connections
 
 from ormcache import fence_rows, relations, sql
 from ormcache.conf import Inherited, Settings, current
+from ormcache.connection_state import ConnectionState, in_transaction, state_of
+from ormcache.debts import owed
 from ormcache.exceptions import CacheError
 from ormcache.fence_rows import TABLE, Found
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers import schemas
 from ormcache.routers.namespaces import Route
+from ormcache.snapshots import is_undisturbed, let_go_if_lost, why_not_read
 from ormcache.stores import EVERYTHING, Breaker
-from ormcache.transactions import (
-    ConnectionState,
-    in_transaction,
-    is_undisturbed,
-    let_go_if_lost,
-    owed,
-    state_of,
-    why_not_read,
-)
 
 _logger = logging.getLogger("ormcache")
 _ROWS = f"SELECT id, table_name, created FROM {TABLE}"
@@ -99,7 +93,7 @@ def why_not_trust(
 
     Looks into the fence if that is due, or in any case ``at_once``, on ``connection`` or, for a
     replica, on its primary's.
-    Call it after :func:`ormcache.transactions.why_not_read`.
+    Call it after :func:`ormcache.snapshots.why_not_read`.
     """
     interval = settings.fence_interval
     if interval is None:

@@ -212,6 +212,11 @@ def moment_among(params: Iterable[object], vendor: str) -> str | None:
         # SQLite's functions that read them are never cached.
         return None
     for param in params:
+        if isinstance(param, (list, tuple)):
+            # An array.
+            moment = moment_among(param, vendor)
+            if moment is not None:
+                return moment
         # A time is short; a pattern of LIKE is none.
         if (
             isinstance(param, str)

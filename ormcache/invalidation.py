@@ -66,7 +66,7 @@ def _touch(using: str | None, names: set[str]) -> None:
 def _tables(thing: type[models.Model] | str) -> set[str]:
     if isinstance(thing, str):
         return _named(thing)
-    if isinstance(thing, type) and issubclass(thing, models.Model):
+    if isinstance(thing, type) and issubclass(thing, models.Model) and thing is not models.Model:
         return relations.family(thing)
     raise TypeError(f"{thing!r} is neither a model nor the name of one or of a table.")
 
@@ -84,6 +84,11 @@ def _named(name: str) -> set[str]:
         if is_app and found.isdisjoint(tables.known.names()):
             raise
         return found
+
+
+def is_known_table(name: str) -> bool:
+    """Whether it is the table of a model, or one that ormcache has met in the database."""
+    return not _table_names(name).isdisjoint(tables.known.names())
 
 
 def _table_names(name: str) -> set[str]:

@@ -17,17 +17,12 @@ from typing import Any
 
 from django.db import connections
 
+from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.exceptions import CacheError
 from ormcache.questions import ask
 from ormcache.routers.namespaces import Route
+from ormcache.snapshots import is_undisturbed, let_go_if_lost
 from ormcache.stores import EVERYTHING, Breaker
-from ormcache.transactions import (
-    ConnectionState,
-    in_transaction,
-    is_undisturbed,
-    let_go_if_lost,
-    state_of,
-)
 
 _HORIZON = "SELECT pg_current_xact_id()::text"
 _OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"

@@ -7,11 +7,14 @@ which all reads, writes and commits of every backend go.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.migrations.executor import MigrationExecutor
@@ -25,8 +28,9 @@ from django.db.models.sql.compiler import (
     SQLInsertCompiler,
     SQLUpdateCompiler,
 )
+from django.db.utils import load_backend
 
-from ormcache import migrations_hooks, reads, tables, transactions, writes
+from ormcache import access, bypasses, migrations_hooks, reads, tables, transactions, writes
 
 _Hook = Callable[..., Any]
 _WRITERS = (SQLInsertCompiler, SQLUpdateCompiler, SQLDeleteCompiler)
@@ -60,12 +64,18 @@ def _get_from_clause(original: _Hook, compiler: Any) -> Any:
 
 def _save_table(original: _Hook, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
     # With select_on_save it asks whether the row exists.
-    return reads.feeding(writes.saving, original, instance, *args, **kwargs)
+    return bypasses.feeding(writes.saving, original, instance, *args, **kwargs)
 
 
 def _getattr(original: _Hook, wrapper: Any, name: str) -> Any:
     value = original(wrapper, name)
     return writes.driver_method(wrapper, name, value) if name in writes.DRIVER_METHODS else value
+
+
+def _debug_copy(original: _Hook, wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """With DEBUG, PostgreSQL's cursors have methods of their own that copy."""
+    method = functools.partial(original, wrapper)
+    return writes.driver_method(wrapper, original.__name__, method)(*args, **kwargs)
 
 
 def _set_autocommit(
@@ -93,7 +103,7 @@ def _related_manager(original: _Hook, /, *args: Any, **kwargs: Any) -> Any:
     for name in _MANAGER_METHODS:
         if name in vars(manager):
             # wraps() keeps alters_data: templates must go on refusing to call it.
-            setattr(manager, name, _wrap(vars(manager)[name], reads.feeding))
+            setattr(manager, name, _wrap(vars(manager)[name], bypasses.feeding))
     return manager
 
 
@@ -102,18 +112,19 @@ _HOOKS: tuple[tuple[Any, str, _Hook], ...] = (
     (SQLCompiler, "get_from_clause", _get_from_clause),
     (SQLInsertCompiler, "execute_sql", writes.compiling),
     (SQLUpdateCompiler, "execute_sql", writes.compiling),
-    (SQLUpdateCompiler, "pre_sql_setup", reads.feeding),
-    (Collector, "collect", reads.feeding),
-    (QuerySet, "get_or_create", reads.feeding),
-    (QuerySet, "update_or_create", reads.feeding),
+    (SQLUpdateCompiler, "pre_sql_setup", bypasses.feeding),
+    (Collector, "collect", bypasses.feeding),
+    (QuerySet, "get_or_create", bypasses.feeding),
+    (QuerySet, "update_or_create", bypasses.feeding),
     (Model, "_save_table", _save_table),
     (related_descriptors, "create_forward_many_to_many_manager", _related_manager),
     (related_descriptors, "create_reverse_many_to_one_manager", _related_manager),
     (MigrationExecutor, "migrate", migrations_hooks.migrate),
     # What is left to be migrated, also in a database that was restored under the cache's feet.
-    (MigrationRecorder, "applied_migrations", reads.feeding),
-    (CursorWrapper, "execute", writes.execute),
-    (CursorWrapper, "executemany", writes.execute),
+    (MigrationRecorder, "applied_migrations", bypasses.feeding),
+    # Below execute() and executemany(): a wrapper given to execute_wrapper() may change the text.
+    (CursorWrapper, "_execute", writes.execute),
+    (CursorWrapper, "_executemany", writes.execute),
     (CursorWrapper, "callproc", writes.callproc),
     (CursorWrapper, "__getattr__", _getattr),
     (BaseDatabaseWrapper, "commit", _on_connection(transactions.commit)),
@@ -132,6 +143,21 @@ def hooks() -> Iterator[tuple[Any, str, _Hook]]:
         from django.contrib.contenttypes import fields
 
         yield fields, "create_generic_related_manager", _related_manager
+    if "postgresql" in _vendors():
+        # Not importable without its driver.
+        from django.db.backends.postgresql.base import CursorDebugWrapper
+
+        for name in writes.DRIVER_METHODS & vars(CursorDebugWrapper).keys():
+            yield CursorDebugWrapper, name, _debug_copy
+
+
+def _vendors() -> set[str]:
+    """Of the databases in the settings, as far as their drivers are installed."""
+    found = set()
+    for facts in connections.settings.values():
+        with contextlib.suppress(ImproperlyConfigured):
+            found.add(load_backend(facts["ENGINE"]).DatabaseWrapper.vendor)
+    return found
 
 
 # --- installing ----------------------------------------------------------------------------
@@ -152,7 +178,7 @@ def install() -> None:
     """
     if _installed:
         return
-    reads.remember_pristine(BaseDatabaseWrapper.ensure_connection)
+    access.remember_pristine(BaseDatabaseWrapper.ensure_connection)
     for owner, name, hook in hooks():
         original = vars(owner)[name]
         replacement = _wrap(original, hook)

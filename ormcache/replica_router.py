@@ -19,14 +19,15 @@ from django.core.signals import request_started
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import Model
 
-from ormcache import reads, replicas
+from ormcache import access, replicas
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import SettingsError
 from ormcache.routers import groups, health, pins, schemas
 from ormcache.routers.namespaces import Route
 from ormcache.routers.pins import Pin, Scope
 from ormcache.routers.positions import Position, PositionUnknown
-from ormcache.transactions import holds_reads, is_undisturbed, state_of
+from ormcache.snapshots import holds_reads, is_undisturbed
 
 _PATIENCE = 0.02
 """For so many seconds, a server that was asked for its position is not asked again."""
@@ -75,7 +76,7 @@ class ReplicaRouter:
         else:
             pin, first = scope.pins.get(self.primary), self._first(others, scope)
         has_tenants = "schema_name" in connection.__dict__
-        if pin is None and not has_tenants and first in health.well and not reads.is_guarded():
+        if pin is None and not has_tenants and first in health.well and not access.is_guarded():
             # As it is nearly always.
             return first
         return self._reader(others, first, pin, scope)
@@ -168,7 +169,7 @@ def _answers(alias: str) -> bool:
 
     Connects only while nothing is known of the server: a hit needs no connection.
     """
-    if reads.is_forbidden(alias):
+    if access.is_forbidden(alias):
         return False
     if alias in health.well:
         return True
@@ -187,7 +188,7 @@ def _connect(connection: Any) -> None:
 
 def _is_in_coroutine() -> bool:
     try:
-        reads.not_in_a_coroutine()
+        access.not_in_a_coroutine()
     except SynchronousOnlyOperation:
         return True
     return False

@@ -22,19 +22,14 @@ from typing import Any, NamedTuple
 from django import db
 from django.db import connections
 
+from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.questions import savepoint
 from ormcache.reasons import Reason
 from ormcache.routers import health, positions
 from ormcache.routers.namespaces import Route
 from ormcache.routers.positions import Position, PositionUnknown
+from ormcache.snapshots import is_undisturbed, let_go_if_lost
 from ormcache.stores import EVERYTHING, Breaker
-from ormcache.transactions import (
-    ConnectionState,
-    in_transaction,
-    is_undisturbed,
-    let_go_if_lost,
-    state_of,
-)
 
 _REGISTERS_LIMIT = 10_000
 

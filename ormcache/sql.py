@@ -413,7 +413,7 @@ def analyse_read(sql: str, vendor: str = "postgresql") -> Read:
         frozenset(reader.references),
         frozenset(reader.functions),
         frozenset(reader.literals),
-        reader.unclear,
+        reader.unclear or _escapes_names(sql, vendor),
         frozenset(reader.qualified),
     )
 
@@ -687,13 +687,18 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
     if verb in ("truncate", "drop") and "cascade" in found:
         # PostgreSQL empties or drops what refers to the named tables, too.
         kind |= Kind.UNNAMED_WRITE
-    if verb == "revoke" or _changes_meanings(verb, stream, found):
+    if verb == "revoke" or _changes_meanings(verb, stream, found) or _escapes_names(sql, vendor):
         kind |= Kind.UNNAMED_WRITE
     if verb == "create" and _is_temporary(stream):
         kind |= Kind.TEMPORARY
     match = _INSERT_SELECT.match(sql) if verb == "insert" else None
     own = _own(match["target1"]) if match is not None and not match["schema1"] else ""
     return Statement(kind, _targets(stream), found, own=own)
+
+
+def _escapes_names(sql: str, vendor: str) -> bool:
+    r"""Whether a name may be written as U&"caf\00e9", in PostgreSQL or as the standard has it."""
+    return vendor not in ("mysql", "sqlite", "microsoft") and 'u&"' in sql.casefold()
 
 
 def _changes_meanings(verb: str, stream: list[Token], found: frozenset[str]) -> bool:
@@ -711,6 +716,9 @@ def _changes_meanings(verb: str, stream: list[Token], found: frozenset[str]) -> 
 def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Statement:
     kind = Kind.IMPLICIT_COMMIT if verb == "analyze" else Kind.READ
     found = words(sql)
+    if verb in ("explain", "analyze") and any(token.folded == "execute" for token in stream[1:]):
+        # PostgreSQL's EXPLAIN ANALYZE EXECUTE runs what was prepared, whatever that is.
+        return Statement(Kind.UNNAMED_WRITE, mentions=found)
     if verb in ("show", "describe", "desc"):
         return Statement(kind, mentions=found)
     # Where a string ends is in doubt behind a backslash, which MySQL can be told to ignore.
@@ -736,7 +744,8 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
     if writes:
         # SELECT … INTO TEMP t
         kind |= Kind.TEMPORARY if _is_temporary(stream) else Kind.READ
-        return Statement(kind | Kind.WRITE, _targets(stream), found)
+        kind |= Kind.UNNAMED_WRITE if _escapes_names(sql, vendor) else Kind.WRITE
+        return Statement(kind, _targets(stream), found)
     return Statement(kind, mentions=found)
 
 
@@ -921,7 +930,9 @@ def _targets(stream: list[Token]) -> frozenset[str]:
             while stream[index].text == "." and stream[index + 1].kind in ("word", "quoted"):
                 name = stream[index + 1].folded
                 index += 2
-            found.add(name)
+            # That of Django's bulk_create(): a function, no table.
+            if name != "unnest" or stream[index].text != "(":
+                found.add(name)
             if stream[index].text == "*":  # TRUNCATE t *
                 index += 1
             if stream[index].text != ",":

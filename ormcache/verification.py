@@ -21,17 +21,13 @@ from ormcache import counters
 from ormcache.codec import Result
 from ormcache.comparison import Order, Row, Verdict, compare, digest
 from ormcache.conf import Settings
+from ormcache.connection_state import ConnectionState, in_transaction
 from ormcache.exceptions import CacheError, Mismatch, NotEncodable
 from ormcache.questions import savepoint
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
 from ormcache.signals import mismatch_found
-from ormcache.transactions import (
-    ConnectionState,
-    in_transaction,
-    is_undisturbed,
-    let_go_if_lost,
-)
+from ormcache.snapshots import is_undisturbed, let_go_if_lost
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("ormcache")

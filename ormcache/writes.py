@@ -15,6 +15,8 @@ from django.db import connections
 from django.db.models.sql.compiler import SQLDeleteCompiler
 
 from ormcache import (
+    brackets,
+    connection_state,
     engines,
     fence_rows,
     functions,
@@ -22,9 +24,9 @@ from ormcache import (
     sessions,
     sql,
     tables,
-    transactions,
 )
 from ormcache.conf import Settings, current
+from ormcache.connection_state import ConnectionState, in_transaction, is_open, state_of
 from ormcache.cursors import FETCHES
 from ormcache.exceptions import NoFence
 from ormcache.memo import Memo
@@ -32,7 +34,6 @@ from ormcache.reasons import Reason
 from ormcache.routers import chosen, health, schemas
 from ormcache.sql import Kind
 from ormcache.stores import EVERYTHING, is_store_access
-from ormcache.transactions import ConnectionState, in_transaction, is_open, state_of
 
 _TEXT_LIMIT = 8192
 _WRITES = Kind.WRITE | Kind.UNNAMED_WRITE
@@ -212,7 +213,7 @@ def _passed_on(statement: sql.Statement, settings: Settings) -> Mapping[str, Ite
 
 
 def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """``CursorWrapper.execute`` and ``executemany``."""
+    """``CursorWrapper._execute`` and ``_executemany``."""
     try:
         return _execute(original, wrapper, *args, **kwargs)
     except (db.OperationalError, db.InterfaceError) as error:
@@ -224,11 +225,10 @@ def _execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs
     connection = wrapper.db
     if is_store_access():
         return original(wrapper, *args, **kwargs)
-    text = args[0] if args else kwargs.get("sql", "")
+    text = _given(0, args, kwargs, "sql")
     effect = effect_of(text, connection.vendor, wrapper.cursor)
     if effect.search_path:
-        given = kwargs.get("params", kwargs.get("param_list"))
-        effect = _with_parameters(effect, args[1] if len(args) > 1 else given)
+        effect = _with_parameters(effect, _given(1, args, kwargs, "params", "param_list"))
     if connection.vendor == "sqlite":
         live = state_of(connection).live_cursors
         return _apply(
@@ -245,6 +245,13 @@ def _execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs
     return _apply(connection, effect, lambda: original(wrapper, *args, **kwargs))
 
 
+def _given(position: int, args: Sequence[Any], kwargs: Mapping[str, Any], *names: str) -> Any:
+    """An argument, by its position or by one of its names; None without it."""
+    if len(args) > position:
+        return args[position]
+    return next((kwargs[name] for name in names if name in kwargs), None)
+
+
 def _with_parameters(effect: Effect, params: Any) -> Effect:
     """A ``SET search_path`` with its parameters, of which only strings can be told apart."""
     if not params:
@@ -256,7 +263,7 @@ def _with_parameters(effect: Effect, params: Any) -> Effect:
 
 def callproc(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``CursorWrapper.callproc``: a procedure may write anything unless it is declared."""
-    name = args[0] if args else kwargs.get("procname", "")
+    name = _given(0, args, kwargs, "procname")
     procedure = sql.fold(name.rpartition(".")[2])
     if procedure in {sql.fold(declared) for declared in current().WRITES}:
         effect = _write_to(procedure)
@@ -279,9 +286,10 @@ def driver_method(wrapper: Any, name: str, method: Callable[..., Any]) -> Callab
 
 
 def _copy(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    def copy(statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        statement = _given(0, args, kwargs, "statement")
         effect = effect_of(statement, wrapper.db.vendor, wrapper.cursor)
-        return _CopyContext(wrapper.db, effect, method(statement, *args, **kwargs))
+        return _CopyContext(wrapper.db, effect, method(*args, **kwargs))
 
     return copy
 
@@ -293,7 +301,7 @@ class _CopyContext:
         self._connection = connection
         self._effect = effect
         self._inner = inner
-        self._bracket: transactions.Bracket | transactions.Brackets | None = None
+        self._bracket: brackets.Bracket | brackets.Brackets | None = None
 
     def __enter__(self) -> Any:
         self._bracket = _begin(self._connection, state_of(self._connection), self._effect)
@@ -321,12 +329,12 @@ def _is_connected(connection: Any) -> bool:
 
 
 def _stream(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    def stream(statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        effect = effect_of(statement, wrapper.db.vendor, wrapper.cursor)
+    def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        effect = effect_of(_given(0, args, kwargs, "query"), wrapper.db.vendor, wrapper.cursor)
         state = state_of(wrapper.db)
         bracket = _begin(wrapper.db, state, effect)
         try:
-            yield from method(statement, *args, **kwargs)
+            yield from method(*args, **kwargs)
         finally:
             _note(wrapper.db, state, effect)
             if bracket is not None:
@@ -336,27 +344,28 @@ def _stream(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _executes(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    def executes(statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def executes(statement: Any) -> Any:
+        # By its position only.
         effect = effect_of(statement, wrapper.db.vendor, wrapper.cursor)
         # sqlite3's executescript() commits first what is open.
         effect = effect._replace(kind=effect.kind | Kind.COMMIT)
-        return _apply(wrapper.db, effect, lambda: method(statement, *args, **kwargs))
+        return _apply(wrapper.db, effect, lambda: method(statement))
 
     return executes
 
 
 def _copy_expert(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    def copy_expert(statement: Any, *args: Any, **kwargs: Any) -> Any:
-        effect = effect_of(statement, wrapper.db.vendor, wrapper.cursor)
-        return _apply(wrapper.db, effect, lambda: method(statement, *args, **kwargs))
+    def copy_expert(*args: Any, **kwargs: Any) -> Any:
+        effect = effect_of(_given(0, args, kwargs, "sql"), wrapper.db.vendor, wrapper.cursor)
+        return _apply(wrapper.db, effect, lambda: method(*args, **kwargs))
 
     return copy_expert
 
 
 def _copy_from(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    def copy_from(file: Any, table: str, *args: Any, **kwargs: Any) -> Any:
-        effect = _write_to(sql.table_name(table))
-        return _apply(wrapper.db, effect, lambda: method(file, table, *args, **kwargs))
+    def copy_from(*args: Any, **kwargs: Any) -> Any:
+        effect = _write_to(sql.table_name(_given(1, args, kwargs, "table")))
+        return _apply(wrapper.db, effect, lambda: method(*args, **kwargs))
 
     return copy_from
 
@@ -391,18 +400,18 @@ def saving(
     def work() -> Any:
         return original(instance, raw, cls, force_insert, force_update, using, update_fields)
 
-    if using is None or not transactions.may_expect(connections[using]):
+    if using is None or not brackets.may_expect(connections[using]):
         return work()
     connection: Any = connections[using]
     table = (cls or type(instance))._meta.db_table
-    return transactions.expecting(connection, _expected(connection, table, deletes=False), work)
+    return brackets.expecting(connection, _expected(connection, table, deletes=False), work)
 
 
 def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
-    if not transactions.may_expect(compiler.connection):
+    if not brackets.may_expect(compiler.connection):
         return original(compiler, *args, **kwargs)
-    return transactions.expecting(
+    return brackets.expecting(
         compiler.connection,
         _expected(
             compiler.connection,
@@ -448,12 +457,12 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         sessions.spoil(connection)
     alone = _Alone(connection, state, effect)
     bracket = _begin(connection, state, effect, alone)
-    was_aborted = bool(kind & Kind.COMMIT) and transactions.is_aborted(connection)
+    was_aborted = bool(kind & Kind.COMMIT) and connection_state.is_aborted(connection)
     try:
         result = alone.run(bracket, operation) if alone.is_fenced else operation()
     except BaseException as error:
         if bracket is not None:
-            bracket.end(known=transactions.outcome_is_known(connection, error))
+            bracket.end(known=brackets.outcome_is_known(connection, error))
         if kind & Kind.COMMIT:
             _note_failed_commit(connection, state)
         raise
@@ -466,7 +475,7 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
     return result
 
 
-_Bracket = transactions.Bracket | transactions.Brackets
+_Bracket = brackets.Bracket | brackets.Brackets
 
 
 class _Alone:
@@ -490,7 +499,7 @@ class _Alone:
         # Not executescript(), which commits first what is open.
         if not (self._effect.is_plain and self._effect.kind == Kind.WRITE):
             raise NoFence("only INSERT, UPDATE, DELETE and the like can be put in a transaction")
-        if transactions.is_pipelined(connection) or chosen.is_configured(settings):
+        if connection_state.is_pipelined(connection) or chosen.is_configured(settings):
             raise NoFence("a row could be lost")
         if engines.without_transactions(connection, namespace, tables):
             raise NoFence("a table takes no part in transactions")
@@ -533,12 +542,12 @@ def _begin(
     affected = state.dirty | registers
     if not affected or (was_open and not _is_seen_at_once(connection, state, effect)):
         return None
-    fencing: transactions.Fencing | None = None
+    fencing: brackets.Fencing | None = None
     if alone is not None and not was_open:
         fencing = alone.prepare
     elif not registers and kind in _JUST_COMMITS:
-        fencing = transactions.fence_open_transaction(connection, state)
-    return transactions.announce(connection, state, affected, fencing)
+        fencing = brackets.fence_open_transaction(connection, state)
+    return brackets.announce(connection, state, affected, fencing)
 
 
 def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) -> bool:
@@ -588,7 +597,7 @@ def _is_busy(connection: Any) -> bool:
     driver returns with the first. In a pipeline, psycopg returns before anything is sent. The
     lease of the intent covers the rest.
     """
-    if transactions.is_pipelined(connection):
+    if connection_state.is_pipelined(connection):
         return True
     more_results = getattr(connection.connection, "more_results", None)
     return more_results is not None and bool(more_results())

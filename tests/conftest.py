@@ -52,6 +52,24 @@ def cached(using: str, cache: str, settings: Any) -> Iterator[Watch]:
 
 
 @pytest.fixture
+def author(using: str, cached: Watch) -> Any:
+    """An author whose name is `tests.authors.OLD`."""
+    from tests import authors, factories
+
+    with factories.using(using):
+        return factories.AuthorFactory(name=authors.OLD)
+
+
+@pytest.fixture
+def names(using: str) -> Any:
+    """The names of all authors: `tests.authors.Names`."""
+    # Imported here, as not all settings have these models.
+    from tests.authors import Names
+
+    return Names(using)
+
+
+@pytest.fixture
 def emptied(request: pytest.FixtureRequest) -> None:
     """Let the test, which is one of many, end with `tests.backdoor.empty` instead of a flush.
 

@@ -82,8 +82,8 @@ def _arrange(order: Order) -> None:
     """Let this process send itself each signal once, when it is at the point."""
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from ormcache.brackets import Bracket
     from ormcache.leases import Keeper
-    from ormcache.transactions import Bracket
     from tests.interleaving import store_of
 
     left = dict(order.signals)

@@ -100,7 +100,7 @@ WRITES = {"autocommit": _update, "transaction": _in_transaction}
 
 
 def _stop_at(point: str, pipe: Any) -> None:
-    from ormcache import fence_rows, transactions
+    from ormcache import brackets, fence_rows
 
     def stop() -> None:
         pipe.send("stopped")
@@ -115,7 +115,7 @@ def _stop_at(point: str, pipe: Any) -> None:
 
         fence_rows.insert = insert_and_stop
     else:
-        transactions.Bracket.end = lambda *args, **kwargs: stop()  # type: ignore[method-assign]
+        brackets.Bracket.end = lambda *args, **kwargs: stop()  # type: ignore[method-assign]
 
 
 STOPS = ("before the commit", "after the commit")

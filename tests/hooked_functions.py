@@ -97,14 +97,16 @@ RELIED_ON: dict[str, dict[str, str]] = {
             "Collector.delete Collector.can_fast_delete DatabaseOnDelete CASCADE"
         ),
         "django.db.backends.utils": (
-            "CursorWrapper CursorWrapper.__init__ CursorWrapper.__iter__ CursorWrapper._execute "
-            "CursorWrapper._executemany CursorWrapper._execute_with_wrappers "
+            "CursorWrapper CursorWrapper.__init__ CursorWrapper.__iter__ CursorWrapper.execute "
+            "CursorWrapper.executemany CursorWrapper._execute_with_wrappers "
             "CursorWrapper.__exit__ CursorDebugWrapper.execute CursorDebugWrapper.executemany"
         ),
         "django.db.backends.base.base.BaseDatabaseWrapper": (
             "make_cursor make_debug_cursor chunked_cursor"
         ),
         "django.db.backends.sqlite3.base": "SQLiteCursorWrapper.execute",
+        # Hooked where its driver is installed.
+        "django.db.backends.postgresql.base": "CursorDebugWrapper.copy",
     },
     "transactions": {
         "django.db.transaction": (

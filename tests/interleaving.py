@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,9 +11,9 @@ from django.core.cache import caches
 from django.db import connections
 
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.routers.namespaces import Route
 from ormcache.stores import Store
-from ormcache.transactions import state_of
 
 SECONDS = 20
 """After so long, a test that waits for another thread fails."""
@@ -155,3 +156,29 @@ def record_calls(monkeypatch: pytest.MonkeyPatch, store: Store, *methods: str) -
     for name in methods or ("read", "fill", "arm", "finish", "bump"):
         monkeypatch.setattr(store, name, recording(name))
     return calls
+
+
+def number_of(connection: Any) -> int:
+    """What the server calls the session."""
+    driver = connection.connection
+    if connection.vendor == "postgresql":
+        return driver.info.backend_pid
+    return driver.thread_id()
+
+
+def kill(using: str, number: int) -> None:
+    """End a session at the server, and return when it is gone."""
+    end, look = {
+        "postgresql": (
+            "SELECT pg_terminate_backend(%s)",
+            "SELECT 1 FROM pg_stat_activity WHERE pid = %s",
+        ),
+        "mariadb": ("KILL %s", "SELECT 1 FROM information_schema.processlist WHERE id = %s"),
+    }[using]
+    with session(using) as other, other.cursor() as cursor:
+        cursor.execute(end, [number])
+        deadline = time.monotonic() + SECONDS
+        cursor.execute(look, [number])
+        while cursor.fetchone():
+            assert time.monotonic() < deadline, "the session does not end"
+            cursor.execute(look, [number])

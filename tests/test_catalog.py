@@ -13,9 +13,9 @@ from django.test.utils import isolate_apps
 import ormcache
 from ormcache import catalog, conf, sessions
 from ormcache.catalog import Catalog
+from ormcache.connection_state import state_of
 from ormcache.reasons import Reason
 from ormcache.stores import Breaker
-from ormcache.transactions import state_of
 from tests.backdoor import execute as outside
 from tests.interleaving import route_of, session
 from tests.marks import needs, on_caches, on_databases, on_pairs

@@ -113,7 +113,9 @@ def test_e002_names_a_wrong_value_and_what_it_must_be(check: Check, value: Any) 
     message = the_only(check(ormcache={"TIMEOUT": value}))
     assert message.id == "ormcache.E002"
     assert repr(value) in message.msg
-    assert message.hint == "It must be a number of seconds above 0, or None for no expiry."
+    assert message.hint == (
+        "It must be a number of seconds above 0, 1,000,000,000 at most, or None for no expiry."
+    )
 
 
 @pytest.mark.parametrize("value", [[], False, 0, "", "ENABLED"])

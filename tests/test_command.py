@@ -224,8 +224,9 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
         ("Nobody.objects.all()", "fails: NameError: name 'Nobody'"),
         ("Author.objects.filter(nothing=1)", "fails: FieldError"),
         ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
-        ("Author.objects.count()", "is a int, not a queryset. Leave out what evaluates it"),
-        ("Author", "is a ModelBase, not a queryset"),
+        ("Author.objects.count()", ": 0 is not a queryset. Leave out what evaluates it"),
+        ("Author", "tests.models.Author'> is not a queryset"),
+            ("Author.objects.using('none')", "The connection 'none' doesn't exist."),
         ("", "fails: SyntaxError"),
     ],
 )

@@ -43,7 +43,7 @@ RIGHT: dict[str, list[Any]] = {
     "ENABLED": [True, False],
     "CACHE_ALIAS": ["other"],
     "TIMEOUT": [1, 0.5, None, 10**9],
-    "KEY_PREFIX": ["", "my.site_1-x", "A"],
+    "KEY_PREFIX": ["", "my.site_1-x", "A" * 64],
     "NAMESPACE": [None, "a.b", repr],
     "CONSISTENCY": ["auto", "strict", "standard"],
     "MODE": ["serve", "shadow"],
@@ -62,12 +62,12 @@ RIGHT: dict[str, list[Any]] = {
     "WRITES": [{}, {"trigger": []}],
     "MAX_RESULT_BYTES": [1, 10**9],
 }
-NO_NUMBER = ["1", None, True, 0, -1, float("nan"), float("inf"), [], 1j]
+NO_NUMBER = ["1", None, True, 0, -1, 1e300, float("nan"), float("inf"), [], 1j]
 WRONG: dict[str, list[Any]] = {
     "ENABLED": [1, 0, "yes", None, []],
     "CACHE_ALIAS": [None, 1, b"default"],
     "TIMEOUT": [value for value in NO_NUMBER if value is not None],
-    "KEY_PREFIX": [None, 1, "a b", "a:b", "a{b}", "a\n", "é", "٣"],
+    "KEY_PREFIX": [None, 1, "a b", "a:b", "a{b}", "a\n", "é", "٣", "a" * 65],
     "NAMESPACE": [1, "", "nodots", ["a.b"], False],
     "CONSISTENCY": ["Strict", "", None, True, ["auto"]],
     "MODE": ["Shadow", "", None, True, "off"],
@@ -278,8 +278,8 @@ def test_wrong_settings_raise_an_error_that_names_each_problem() -> None:
     assert isinstance(raised.value, ImproperlyConfigured)
     first, second = str(raised.value).splitlines()
     assert first == (
-        "ORMCACHE['TIMEOUT'] is '1h'. It must be a number of seconds above 0, or None for no "
-        "expiry."
+        "ORMCACHE['TIMEOUT'] is '1h'. It must be a number of seconds above 0, "
+        "1,000,000,000 at most, or None for no expiry."
     )
     assert second.startswith("ORMCACHE has an unknown option 'LEESE'. Known options: AUDIT,")
 

@@ -19,8 +19,9 @@ from django.core.cache import caches
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormcache import transactions
-from tests.factories import AuthorFactory, BookFactory
+from ormcache import brackets
+from tests.authors import NEW, OLD, Names, rename
+from tests.factories import BookFactory
 from tests.factories import using as factories_using
 from tests.hammering import ROWS, Hammer, hammer_in_process, make_rows
 from tests.interleaving import (
@@ -51,34 +52,7 @@ on_strict = on_pairs(
 on_two = on_pairs(("default", "locmem"), ("postgresql", "redis"), transaction=True)
 on_memcached = on_pairs(("postgresql", "memcached"), transaction=True)
 
-OLD, NEW = "old", "new"
 BUSY = "a write is being committed"
-
-
-@pytest.fixture
-def author(using: str, cached: Watch) -> Author:
-    with factories_using(using):
-        return AuthorFactory(name=OLD)
-
-
-class Names:
-    """The question of most tests: the names of all authors."""
-
-    def __init__(self, using: str) -> None:
-        self.using = using
-
-    def __call__(self) -> list[str]:
-        return list(Author.objects.using(self.using).order_by("pk").values_list("name", flat=True))
-
-
-@pytest.fixture
-def names(using: str) -> Names:
-    return Names(using)
-
-
-def rename(using: str, name: str = NEW) -> None:
-    with transaction.atomic(using):
-        Author.objects.using(using).update(name=name)
 
 
 # --- a reader is overtaken -------------------------------------------------------------------
@@ -229,7 +203,7 @@ def test_between_its_announcement_and_its_effect_an_autocommit_statement_is_wait
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, names: Names
 ) -> None:
     cached.warm(names)
-    pause = pause_after(monkeypatch, transactions.Bracket, "arm")
+    pause = pause_after(monkeypatch, brackets.Bracket, "arm")
     writer = Background(lambda: Author.objects.using(using).update(name=NEW))
     pause.wait()
     with cached.expect(BUSY):

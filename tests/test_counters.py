@@ -180,10 +180,10 @@ def test_a_write_that_the_cache_was_not_told_of_counts(
     # Pay what is owed, for the tests to come.
     from django.db import connection
 
-    from ormcache import transactions
+    from ormcache import debts
     from ormcache.conf import current
+    from ormcache.connection_state import state_of
     from ormcache.stores import breaker_for
-    from ormcache.transactions import state_of
 
     breaker_for("locmem").succeeded()
-    assert transactions.pay(state_of(connection).route(connection, current()))
+    assert debts.pay(state_of(connection).route(connection, current()))

@@ -200,7 +200,7 @@ def test_the_state_of_the_transaction_is_a_reason(cached: Watch, using: str) -> 
 @on_databases("default", transaction=True)
 def test_a_commit_on_its_way_is_a_reason_that_ends(cached: Watch) -> None:
     from ormcache.conf import current
-    from ormcache.transactions import state_of
+    from ormcache.connection_state import state_of
 
     connection = connections["default"]
     route = state_of(connection).route(connection, current())

@@ -12,11 +12,11 @@ from django.db import connections, transaction
 
 import ormcache
 from ormcache import statistics
+from ormcache.brackets import Bracket
 from ormcache.exceptions import CacheError, CacheUnreachable
 from ormcache.stores import strict_store
 from ormcache.stores.channels import Channel, Channels
 from ormcache.stores.standard import StandardStore
-from ormcache.transactions import Bracket
 from tests import backdoor
 from tests.factories import AuthorFactory
 from tests.hammering import Hammer

@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.db import IntegrityError, connections, transaction
 
 import ormcache
-from ormcache import fence, fence_rows, transactions
+from ormcache import connection_state, debts, fence, fence_rows
 from ormcache.exceptions import CacheError, CacheUnreachable, NoFence
 from ormcache.questions import ask, tell
 from ormcache.reasons import Reason
@@ -108,12 +108,12 @@ def cut_off(using: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[]
         try:
             yield patch.undo
         finally:
-            transactions._debts._written.clear()
+            debts.ledger._written.clear()
 
 
 def is_idle(using: str) -> bool:
     connection = connections[using]
-    return connection.get_autocommit() and transactions.is_open(connection) is not True
+    return connection.get_autocommit() and connection_state.is_open(connection) is not True
 
 
 # --- ways to write ---------------------------------------------------------------------------
@@ -225,12 +225,12 @@ def test_the_process_that_wrote_does_not_believe_the_cache_until_it_has_told_it(
         assert cached.hit(tags(using)) == 0
         counts = ormcache.statistics()[using]["tests_author"]
         assert counts["fenced"] >= 1
-        owed = transactions.owed(route_of(using))
+        owed = debts.owed(route_of(using))
         assert owed == {"tests_author"}
         # Told by itself, before anybody has looked.
         mend()
         assert cached.warm(names(using)) == [NEW]
-        assert transactions.owed(route_of(using)) == frozenset()
+        assert debts.owed(route_of(using)) == frozenset()
 
 
 @on_each_database
@@ -356,7 +356,7 @@ def test_a_wrapper_around_the_statement_may_write_another_table(
         with connections[using].execute_wrapper(log):
             update(using)
         assert rows(using) == ["tests_author", "tests_tag"]
-        assert transactions.owed(route_of(using)) == {"tests_author", "tests_tag"}
+        assert debts.owed(route_of(using)) == {"tests_author", "tests_tag"}
     clock.now += 2 * INTERVAL
     assert cached.warm(names(using)) == [NEW]
     assert cached.warm(tags(using)) == 1

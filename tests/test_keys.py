@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ormcache import keys
+from ormcache.connection_state import state_of
 from ormcache.exceptions import NotEncodable
-from ormcache.transactions import state_of
 from tests.marks import on_caches, on_databases
 from tests.models import Author, Book
 from tests.watching import Watch

@@ -25,9 +25,9 @@ from django.test import modify_settings, override_settings
 
 import ormcache
 from ormcache import migrations_hooks, signals
+from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheUnreachable
 from ormcache.stores import breaker_for
-from ormcache.transactions import state_of
 from tests import backdoor, migrating
 from tests.aliases import alias_of
 from tests.factories import AuthorFactory, BookFactory, TagFactory

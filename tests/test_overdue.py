@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.db import connections, transaction
 
-from ormcache import leases, overdue, transactions
+from ormcache import brackets, leases, overdue
 from ormcache.questions import ask, tell
 from ormcache.reasons import Reason
 from tests import backdoor
@@ -60,7 +60,7 @@ def until(cached: Watch, question: Callable[[], Any], outcome: str, answer: str)
 def never_finished(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever commits inside dies before it can say so."""
     with monkeypatch.context() as patch:
-        patch.setattr(transactions.Bracket, "end", lambda *args, **kwargs: None)
+        patch.setattr(brackets.Bracket, "end", lambda *args, **kwargs: None)
         yield
 
 

@@ -109,7 +109,7 @@ def on_top(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(CursorWrapper, "execute"), (SQLCompiler, "execute_sql")]
+    ("owner", "name"), [(CursorWrapper, "_execute"), (SQLCompiler, "execute_sql")]
 )
 def test_a_patch_on_top_is_left_alone_and_named(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
@@ -139,7 +139,7 @@ def test_when_the_patch_on_top_is_gone_the_hooks_can_go(
     cached: Watch, monkeypatch: pytest.MonkeyPatch, installed: None
 ) -> None:
     with monkeypatch.context() as context:
-        on_top(context, CursorWrapper, "execute", lambda self: None)
+        on_top(context, CursorWrapper, "_execute", lambda self: None)
         assert patches.uninstall()
     assert patches.uninstall() == []
 

@@ -9,9 +9,9 @@ from django.core.cache import caches
 from django.db import connections
 
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError, CacheTimeout
 from ormcache.stores.channels import Channel
-from ormcache.transactions import state_of
 from tests import factories
 from tests.marks import on_caches, on_databases, on_pairs
 from tests.models import Book

@@ -10,7 +10,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
 import ormcache
-from ormcache import disabled, reads
+from ormcache import bypasses, disabled
 from ormcache.reasons import Reason
 from tests.marks import on_databases
 from tests.models import Author
@@ -134,7 +134,7 @@ def test_one_instance_in_two_threads_ends_in_each_where_it_began(cached: Watch) 
             with block:
                 inside.set()
                 assert go_on.wait(10)
-            assert reads._disabled.get() == 0
+            assert bypasses._disabled.get() == 0
         except BaseException as error:
             errors.append(error)
 
@@ -355,4 +355,4 @@ def test_a_context_that_was_copied_before_is_not_concerned(cached: Watch) -> Non
 
 
 def test_the_package_has_the_name(cached: Watch) -> None:
-    assert ormcache.disabled is reads.disabled
+    assert ormcache.disabled is bypasses.disabled

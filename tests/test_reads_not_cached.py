@@ -11,7 +11,7 @@ from django.db.models.sql import Query
 from django.db.models.sql.constants import CURSOR, NO_RESULTS, ROW_COUNT
 
 import ormcache
-from ormcache import codec, reads
+from ormcache import bypasses, codec
 from ormcache.reasons import Reason
 from tests.marks import on_caches, on_databases
 from tests.models import (
@@ -322,7 +322,7 @@ def test_reads_that_feed_a_write_go_to_the_database(cached: Watch, using: str) -
         write()
         outcomes = set(cached.outcomes[before:])
         assert outcomes <= {Reason.FEEDS_WRITE, Reason.SELECT_FOR_UPDATE}, (name, outcomes)
-    assert reads._feeding.depth == 0
+    assert bypasses._feeding.depth == 0
     assert str(Reason.FEEDS_WRITE) in cached.outcomes
 
 

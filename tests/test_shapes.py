@@ -36,7 +36,7 @@ from django.utils import timezone
 from hypothesis import HealthCheck, given, settings, strategies
 
 import ormcache
-from ormcache import reads, shapes
+from ormcache import plans, shapes
 from ormcache.conf import current
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
@@ -1084,7 +1084,7 @@ def test_threads_that_meet_a_shape_at_once_agree(
         together.wait()
         return make(*args)
 
-    monkeypatch.setattr(reads, "make_template", make_together)
+    monkeypatch.setattr(plans, "make_template", make_together)
     found: dict[str, list[Any]] = {}
 
     def ask(title: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 import redis
 from django.conf import settings
 
-from ormcache import leases, reads, transactions
+from ormcache import brackets, leases, reads
 from ormcache.stores import redis as redis_store
 from tests.marks import needs
 from tests.simulation.mutants import MUTANTS, OPEN_MUTANTS
@@ -88,13 +88,13 @@ def test_without_what_the_policy_open_needs_there_are_wrong_answers(name: str) -
 
 
 def test_mutants_leave_nothing_behind() -> None:
-    scripts, is_fresh = redis_store.SCRIPTS, transactions.Bracket._is_fresh
+    scripts, is_fresh = redis_store.SCRIPTS, brackets.Bracket._is_fresh
     renew, store = leases.Keeper.renew, reads._store
     for mutant in (*MUTANTS.values(), *OPEN_MUTANTS.values()):
         with mutant():
             pass
     assert redis_store.SCRIPTS is scripts
-    assert transactions.Bracket._is_fresh is is_fresh
+    assert brackets.Bracket._is_fresh is is_fresh
     assert leases.Keeper.renew is renew
     assert reads._store is store
 

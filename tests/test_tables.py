@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import ormcache
-from ormcache import conf, sql, tables, transactions
+from ormcache import conf, snapshots, sql, tables
 from ormcache.reasons import Reason
 from ormcache.stores import EVERYTHING
 from tests import factories
@@ -79,7 +79,7 @@ def bookshop(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
 @pytest.fixture
 def watch(bookshop: None, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     # The transaction around the test is no reason not to look at its queries.
-    monkeypatch.setattr(transactions, "why_not_read", lambda *args: None)
+    monkeypatch.setattr(snapshots, "why_not_read", lambda *args: None)
     settings.ORMCACHE = {**settings.ORMCACHE, **DEPENDS_ON}
     # Nothing is answered by the cache: the transaction has "written" all tables.
     ormcache.flush()

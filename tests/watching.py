@@ -9,8 +9,8 @@ from django.db import connections
 
 from ormcache import signals
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.reasons import Reason
-from ormcache.transactions import state_of
 
 
 class Read(NamedTuple):

@@ -18,11 +18,11 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models.signals import post_migrate
 
-from ormcache import transactions
+from ormcache import debts, transactions
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheUnreachable
 from ormcache.stores import EVERYTHING
-from ormcache.transactions import state_of
 
 _UID = "ormcache.migrations_hooks"
 _logger = logging.getLogger("ormcache")
@@ -103,7 +103,7 @@ def _flush_after_failure(alias: str) -> None:
 def _warn_if_untold(alias: str) -> None:
     """What is owed to the cache is paid by the process that owes it, but ``migrate`` ends."""
     connection = connections[alias]
-    if EVERYTHING in transactions.owed(state_of(connection).route(connection, current())):
+    if EVERYTHING in debts.owed(state_of(connection).route(connection, current())):
         _warn(alias)
 
 

@@ -12,12 +12,10 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
-from ormcache.conf import Inherited, Settings, is_part_of_key
+from ormcache.conf import KEY_PART_LIMIT, Inherited, Settings, is_part_of_key
 from ormcache.exceptions import SettingsError
 from ormcache.memo import Memo
 from ormcache.routers.groups import primary_of
-
-_LENGTH_LIMIT = 64
 
 Chooser = Callable[[Any], str]
 
@@ -79,10 +77,10 @@ def _checked(chooser: Chooser, connection: Any) -> str:
             f"{_name(chooser)} failed for the database {connection.alias!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(text, str) or not is_part_of_key(text) or len(text) > _LENGTH_LIMIT:
+    if not isinstance(text, str) or not is_part_of_key(text):
         raise SettingsError(
             f"{_name(chooser)} returned {text!r} for the database {connection.alias!r}. It must "
-            f"return a string of at most {_LENGTH_LIMIT} ASCII letters, digits and . _ -"
+            f"return a string of at most {KEY_PART_LIMIT} ASCII letters, digits and . _ -"
         )
     return text
 

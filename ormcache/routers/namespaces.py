@@ -266,7 +266,9 @@ def namespace(connection: Any, key_prefix: str, chosen_text: str = "") -> str:
     if chosen_text:
         facts = (*facts, "chosen", chosen_text)
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(connection.settings_dict["NAME"]))[-32:]
+    # One file of SQLite may be spelt in many ways.
+    named = facts[1] if connection.vendor == "sqlite" else connection.settings_dict["NAME"]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(named))[-32:]
     parts = (key_prefix, name.strip("-"), chosen_text, digest)
     return "-".join(part for part in parts if part)
 

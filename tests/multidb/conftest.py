@@ -9,7 +9,7 @@ import pytest
 from django.db import connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ormcache import reads, replica_router, replicas
+from ormcache import access, replica_router, replicas
 from ormcache.routers import ReplicaRouter, health, pins
 from tests.aliases import alias_of
 from tests.models import Author, Tag
@@ -123,7 +123,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads may use the aliases of the pair, which the test case was not told of."""
-    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", reads._pristine)
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", access._pristine)
 
 
 @pytest.fixture

@@ -244,7 +244,8 @@ def test_a_declared_lag_counts_over_requests(
     for name, clock in clocks.items():
         monkeypatch.setattr(replicas.time, name, lambda clock=clock: clock() + passed[0])
     monkeypatch.setattr(
-        "ormcache.routers.namespaces.identity", lambda connection: (connection.alias,)
+        "ormcache.routers.namespaces.identity",
+        lambda connection: (connection.vendor, connection.alias),
     )
     with alias_of(using, "copy"):
         copy = {"PRIMARY": using, "MAX_LAG": 60}

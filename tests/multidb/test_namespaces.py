@@ -21,8 +21,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ormcache.conf import current, parse
+from ormcache.connection_state import state_of
 from ormcache.routers.namespaces import identity, namespace, route
-from ormcache.transactions import state_of
 from tests.marks import needs
 
 RUN = "ORMCACHE_TEST_RUN"
@@ -146,6 +146,7 @@ def test_a_file_is_the_same_however_it_is_named(sqlite: Any, tmp_path: Path) -> 
         f"file://localhost{tmp_path}/a%20shop.sqlite3#x",
     ]
     assert len({identity(sqlite(name)) for name in spelt}) == 1
+    assert len({namespace(sqlite(name), "") for name in spelt}) == 1
 
 
 def test_other_files_are_other_databases(sqlite: Any, tmp_path: Path) -> None:

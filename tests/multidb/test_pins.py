@@ -15,9 +15,10 @@ from django.core.signals import request_started
 from django.db import OperationalError, connections, transaction
 
 from ormcache import replica_router, replicas
+from ormcache.brackets import announce
+from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError, CacheUnreachable
 from ormcache.routers import ReplicaRouter, pins, positions
-from ormcache.transactions import announce, state_of
 from tests.aliases import alias_of
 from tests.interleaving import Background, route_of, session, store_of
 from tests.marks import on_databases, on_replicated
@@ -309,7 +310,8 @@ def copy(fresh: None, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The default database and a "replica" of it that tells no position; its options."""
     with alias_of("default", "copy"):
         monkeypatch.setattr(
-            "ormcache.routers.namespaces.identity", lambda connection: (connection.alias,)
+            "ormcache.routers.namespaces.identity",
+            lambda connection: (connection.vendor, connection.alias),
         )
         options: dict[str, Any] = {"PRIMARY": "default"}
         settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": {"copy": options}}

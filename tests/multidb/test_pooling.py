@@ -27,8 +27,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 import ormcache
-from ormcache import reads, sessions, transactions
-from ormcache.transactions import state_of
+from ormcache import access, sessions, snapshots, transactions
+from ormcache.connection_state import in_transaction, state_of
 from tests.aliases import alias_of, changed
 from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
@@ -113,7 +113,7 @@ def _nothing_known_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _hits_do_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     """As outside of test cases, which want to be asked whether a database may be used."""
-    monkeypatch.setattr(reads, "_connects", lambda connection: None)
+    monkeypatch.setattr(access, "_connects", lambda connection: None)
 
 
 @pytest.fixture
@@ -223,13 +223,14 @@ def in_block(*statements: str) -> list[str]:
 def watch_questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What ormcache asks the database from now on."""
     questions: list[str] = []
-    original = transactions.ask
+    original = snapshots.ask
 
     def asked(connection: Any, sql: str) -> Any:
         questions.append(sql)
         return original(connection, sql)
 
-    monkeypatch.setattr(transactions, "ask", asked)
+    for module in (snapshots, transactions):
+        monkeypatch.setattr(module, "ask", asked)
     return questions
 
 
@@ -423,7 +424,7 @@ def test_a_transaction_is_over_when_its_session_goes_back_to_the_pool(
         update()
         put_back()
         assert cached.hit(names) == [OLD]
-        assert not transactions.in_transaction(connections[USING], state_of(connections[USING]))
+        assert not in_transaction(connections[USING], state_of(connections[USING]))
         assert elsewhere(in_block, "SELECT 1") == [OLD]
         assert cached.invalidated == []
         elsewhere(update)
@@ -515,8 +516,8 @@ def test_what_a_session_was_told_is_known_in_pools_of_other_packages(
         cursor.execute("SET timezone = '+00:00'" if alias == USING else "SET sql_mode = ''")
     first.close()
     second = connections[alias].copy()
-    transactions.prepare_session(second)
-    assert str(transactions.why_not_read(second, state_of(second))) == SESSION
+    snapshots.prepare_session(second)
+    assert str(snapshots.why_not_read(second, state_of(second))) == SESSION
     monkeypatch.undo()
     second.close()
     assert not sessions.may_be_altered(alias)
@@ -554,12 +555,23 @@ def test_a_session_behind_a_pooler_is_altered_when_nothing_is_cached_any_more(
     """Not before: its pooler may give it to another connection at once."""
     seen: list[bool] = []
 
-    def look(execute: Any, *args: Any) -> Any:
-        seen.append(sessions.is_spoilt(USING))
-        return execute(*args)
+    class Looking:
+        """The driver's cursor, which looks when the statement is about to be sent."""
 
-    with bounced(), connections[USING].execute_wrapper(look):
-        execute("SELECT 1", f"SET ROLE {NOBODY}")
+        def __init__(self, cursor: Any) -> None:
+            self._cursor = cursor
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._cursor, name)
+
+        def execute(self, *args: Any) -> Any:
+            seen.append(sessions.is_spoilt(USING))
+            return self._cursor.execute(*args)
+
+    with bounced(), connections[USING].cursor() as cursor:
+        cursor.cursor = Looking(cursor.cursor)
+        cursor.execute("SELECT 1")
+        cursor.execute(f"SET ROLE {NOBODY}")
     assert seen == [False, True]
 
 

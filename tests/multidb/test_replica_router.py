@@ -14,8 +14,8 @@ from django.core.management import call_command
 from django.db import DatabaseError, connections, router, transaction
 from django.db.models import prefetch_related_objects
 
+from ormcache.connection_state import state_of
 from ormcache.routers import ReplicaRouter, pins
-from ormcache.transactions import state_of
 from tests.aliases import alias_of
 from tests.factories import AuthorFactory, BookFactory, CommentFactory, TagFactory
 from tests.interleaving import session

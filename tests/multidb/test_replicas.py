@@ -11,13 +11,13 @@ from django.db import OperationalError, connections, transaction
 import ormcache
 from ormcache import counters, replicas
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import SettingsError
 from ormcache.questions import ask
 from ormcache.reasons import Reason
 from ormcache.routers import positions
 from ormcache.routers.groups import primaries, primary_of, replicas_of
 from ormcache.routers.positions import Position
-from ormcache.transactions import state_of
 from tests.aliases import alias_of
 from tests.interleaving import record_calls, route_of, store_of
 from tests.marks import on_databases, on_pairs, on_replicated, scenario
@@ -460,7 +460,7 @@ def test_a_declared_lag_has_to_pass_since_the_last_write(
 
 
 def _identity_by_alias(connection: Any) -> tuple[object, ...]:
-    return (connection.alias,)
+    return (connection.vendor, connection.alias)
 
 
 @on_databases("default", transaction=True)

@@ -10,11 +10,11 @@ from django.db import transaction
 from django.db.models.sql import constants
 from django.db.models.sql.constants import MULTI
 
-from ormcache import codec, reads
+from ormcache import codec, plans
 from ormcache.conf import current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError
 from ormcache.stores.redis import RedisStore
-from ormcache.transactions import state_of
 from tests.simulation.database import QUESTIONS, SOMETHING, TABLES, UPDATES, WRITES, Question
 from tests.simulation.scheduler import Killed
 from tests.simulation.server import Pool
@@ -172,7 +172,7 @@ class Observer:
         route = state.route(connection, settings)
         self._namespace = route.namespace
         self._plans = [
-            reads.make_plan(
+            plans.make_plan(
                 question.query.get_compiler(connection=connection), MULTI, state, route, settings
             )
             for question in QUESTIONS

@@ -15,7 +15,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models.sql import Query, UpdateQuery
 from psycopg import IsolationLevel
 
-from ormcache import overdue, reads
+from ormcache import access, overdue
 from tests.models import Continent, Country
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ class Connection(DatabaseWrapper):
     is_repeatable = False
 
     # Whatever a test runner has replaced it by: no database is touched here.
-    ensure_connection = reads._pristine or DatabaseWrapper.ensure_connection
+    ensure_connection = access._pristine or DatabaseWrapper.ensure_connection
 
     def __init__(self) -> None:
         options = dict.fromkeys(

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from ormcache import leases, overdue, reads, transactions
+from ormcache import brackets, debts, leases, overdue, plans, reads, snapshots, transactions
 from ormcache.stores import channels
 from ormcache.stores import redis as redis_store
 from tests.simulation.database import END_OF_SNAPSHOT
@@ -52,15 +52,15 @@ def _all(*mutants: Mutant) -> Mutant:
 
 
 def _arm_after(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`transactions.announce`, whose bracket arms when it ends."""
+    """`brackets.announce`, whose bracket arms when it ends."""
 
     def announce(connection: Any, state: Any, tables: Any, *args: Any) -> Any:
-        route = state.route(connection, transactions.current())
-        bracket = transactions._bracket(route, tables)
+        route = state.route(connection, brackets.current())
+        bracket = brackets._bracket(route, tables)
 
         class Late:
             def end(self, *, known: bool = True) -> None:
-                with contextlib.suppress(transactions.CacheUnreachable):
+                with contextlib.suppress(brackets.CacheUnreachable):
                     bracket.arm()
                 bracket.end(known=known)
 
@@ -70,7 +70,7 @@ def _arm_after(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_own_writes(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`reads._restrain`, which does not know what its transaction has written."""
+    """`plans._restrain`, which does not know what its transaction has written."""
 
     def restrain(plan: Any, connection: Any, state: Any, *args: Any) -> Any:
         dirty, state.dirty = state.dirty, set()
@@ -141,13 +141,13 @@ MUTANTS: dict[str, Mutant] = {
     "no lease": _scripts("(clock() + lease)", "clock()", "arm"),
     "a lease is not renewed": _patch(leases.Keeper, "renew", lambda self: None),
     "nobody looks how old an announcement is": _patch(
-        transactions.Bracket, "_is_fresh", lambda self: True
+        brackets.Bracket, "_is_fresh", lambda self: True
     ),
     "finish takes all intents away": _scripts(_OTHERS, "if false then", "finish"),
     "arm takes other intents away": _scripts(_OTHERS, "if false then", "arm"),
     "keys without the incarnation": lambda: _one_incarnation(),
     "scripts do not ask which server this is": _scripts(redis_store._script("incarnation"), ""),
-    "a snapshot is stored": _patch(transactions, "_isolation", lambda connection, state: None),
+    "a snapshot is stored": _patch(snapshots, "_isolation", lambda connection, state: None),
     "registers are read after the query": _patch(
         reads, "_store", _with_registers_read_late(reads._store)
     ),
@@ -164,18 +164,18 @@ MUTANTS: dict[str, Mutant] = {
         "    return head .. string.sub(entry, #head + 1)",
         "read",
     ),
-    "arm after the commit": _patch(transactions, "announce", _arm_after(transactions.announce)),
+    "arm after the commit": _patch(brackets, "announce", _arm_after(brackets.announce)),
     "transactions announce nothing": _patch(
         transactions, "_announce_commit", lambda connection, state: None
     ),
     "finish though the outcome is unknown": _patch(
-        transactions, "outcome_is_known", lambda connection, error: True
+        brackets, "outcome_is_known", lambda connection, error: True
     ),
     "commit though the announcement failed": _patch(
-        transactions.Bracket, "_not_armed", lambda self, *args: None
+        brackets.Bracket, "_not_armed", lambda self, *args: None
     ),
     "what the transaction has written is read from the cache": _patch(
-        reads, "_restrain", _without_own_writes(reads._restrain)
+        plans, "_restrain", _without_own_writes(plans._restrain)
     ),
     "an overdue transaction is taken to be over": _scripts(
         " or string.sub(id, 1, 1) == '@' then\n      kept", " then\n      kept"
@@ -191,8 +191,8 @@ MUTANTS: dict[str, Mutant] = {
 
 OPEN_MUTANTS: dict[str, Mutant] = {
     "unannounced writes are forgotten": _all(
-        _patch(transactions, "owed", lambda route: frozenset()),
-        _patch(transactions, "pay", lambda route: True),
+        _patch(debts, "owed", lambda route: frozenset()),
+        _patch(debts, "pay", lambda route: True),
     ),
     "a debt is paid without telling the cache": _patch(
         redis_store.RedisStore, "bump", lambda self, namespace, tables: None

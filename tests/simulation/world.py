@@ -19,7 +19,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 from django.test import override_settings
 
-from ormcache import catalog, leases, overdue, shapes, stores, transactions
+from ormcache import (
+    brackets,
+    catalog,
+    connection_state,
+    debts,
+    leases,
+    overdue,
+    shapes,
+    stores,
+)
 from ormcache.conf import current
 from ormcache.stores import Breaker, breaker, channels
 from ormcache.stores.base import new_nonce
@@ -74,7 +83,7 @@ class Process:
         self.stores = {("simulated", "strict"): self.store}
         self.breaker = Breaker()
         self.breakers = {"simulated": self.breaker}
-        self.debts = transactions._Debts()
+        self.debts = debts.Debts()
         self.keeper = leases.Keeper()
         # Its thread is `World._renew`.
         self.keeper._start = lambda: None  # type: ignore[method-assign]
@@ -119,13 +128,13 @@ class Process:
         connection.run_on_commit, connection.run_commit_hooks_on_set_autocommit_on = [], False
         if self._states[number] is not None:
             # Where the cache is has not changed; to find it out takes longer than a read.
-            state = transactions.state_of(connection)
+            state = connection_state.state_of(connection)
             state._route, state._basis = self._states[number]
 
     def enter(self) -> None:
         """Make the modules' state that of this process."""
-        transactions._debts = self.debts
-        transactions.keeper = self.keeper
+        debts.ledger = self.debts
+        brackets.keeper = self.keeper
         stores._stores = self.stores  # type: ignore[assignment]
         stores._breakers = self.breakers
         catalog._known = self.catalog
@@ -260,20 +269,21 @@ class World:
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(_untraced())
-            for module in (transactions, leases, breaker, overdue):
+            for module in (brackets, debts, leases, breaker, overdue):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
-            not_armed = transactions.Bracket._not_armed
+            not_armed = brackets.Bracket._not_armed
 
             def noted(bracket: Any, *args: Any) -> None:
                 self._unannounced.add(self.scheduler.current)
                 not_armed(bracket, *args)
 
-            stack.enter_context(mock.patch.object(transactions.Bracket, "_not_armed", noted))
+            stack.enter_context(mock.patch.object(brackets.Bracket, "_not_armed", noted))
             # Receivers ask questions of a connection that leads nowhere.
             stack.enter_context(mock.patch.object(base, "connection_created", Signal()))
             for owner, names in (
-                (transactions, ("_debts", "keeper")),
+                (brackets, ("keeper",)),
+                (debts, ("ledger",)),
                 (stores, ("_stores", "_breakers")),
                 (catalog, ("_known", "_breakers")),
                 (overdue, ("_tried", "_breakers")),

@@ -22,8 +22,8 @@ from django import db  # noqa: E402
 from django.db import connections  # noqa: E402
 
 from ormcache import counters  # noqa: E402
+from ormcache.brackets import Bracket  # noqa: E402
 from ormcache.exceptions import CacheUnreachable  # noqa: E402
-from ormcache.transactions import Bracket  # noqa: E402
 from tests.hammering import Hammer, Stale  # noqa: E402
 from tests.soak.board import Board  # noqa: E402
 

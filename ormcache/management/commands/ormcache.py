@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from django import db
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections, models
-from django.db.models.query import RawQuerySet
+from django.utils.connection import ConnectionDoesNotExist
 
 import ormcache
 from ormcache.auditing import Audit
 from ormcache.conf import Settings, current
+from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
+from ormcache.invalidation import is_known_table
 from ormcache.routers.namespaces import Route
 from ormcache.signals import tables_invalidated
 from ormcache.stores import LocMemStore
-from ormcache.transactions import state_of
 
 _BAR = 40
 """Characters."""
@@ -43,7 +44,7 @@ class Command(BaseCommand):
         )
         explain.add_argument(
             "query",
-            help='Python, as in the shell: "Book.objects.filter(pk=1)"; all models are imported',
+            help='Python, as in the shell, with all models: "Book.objects.filter(pk=1)"',
         )
         explain.add_argument("--database", help="the alias to ask; the router's choice without")
         status = commands.add_parser("status", help="show caches, namespaces and counters")
@@ -91,6 +92,14 @@ class Command(BaseCommand):
                 errors.append(f"Nothing was invalidated of the database {alias!r}: {error}")
         if errors:
             raise CommandError("\n".join(errors))
+        unknown = [name for name in tables if "." not in name and not is_known_table(name)]
+        if unknown:
+            self.stderr.write(
+                self.style.WARNING(
+                    f"No table is known as {' or '.join(map(repr, unknown))}. If a model is "
+                    'meant, write "app.Model".'
+                )
+            )
         what = ", ".join(tables) if tables else "everything"
         self.stdout.write(
             self.style.SUCCESS(f"Invalidated {what} of {database or 'all databases'}.")
@@ -119,20 +128,21 @@ class Command(BaseCommand):
             raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer.")
 
     def explain(self, query: str, database: str | None, **options: Any) -> None:
-        names: dict[str, Any] = {model.__name__: model for model in apps.get_models()}
+        # Of two models with one name it is the first app's, as in the shell.
+        all_models = reversed(list(apps.get_models()))
+        names: dict[str, Any] = {model.__name__: model for model in all_models}
         names |= {"models": models, "Q": models.Q, "F": models.F}
         try:
             queryset = eval(query, names)
         except Exception as error:
             raise CommandError(f"{query!r} fails: {type(error).__name__}: {error}") from error
-        if not isinstance(queryset, (models.QuerySet, models.Manager, RawQuerySet)):
-            raise CommandError(
-                f"{query!r} is a {type(queryset).__name__}, not a queryset. Leave out what "
-                "evaluates it, such as .get(), .count() or a subscript."
-            )
-        if database is not None:
+        if database is not None and hasattr(queryset, "using"):
             queryset = queryset.using(database)
-        self.stdout.write(str(ormcache.explain(queryset)))
+        try:
+            explanation = ormcache.explain(queryset)
+        except (TypeError, ConnectionDoesNotExist) as error:
+            raise CommandError(f"{query!r} cannot be explained: {error}") from error
+        self.stdout.write(str(explanation))
 
     def status(self, database: str | None, **options: Any) -> None:
         settings = current()
@@ -241,10 +251,9 @@ class Command(BaseCommand):
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number above 0.")
+    return int(text)
 
 
 def _why_not_listed(route: Route) -> str:
