@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ VENV_PYTHON = VENV / "bin" / "python"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 IS_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 POLICY = Path("/usr/sbin/policy-rc.d")
+SOURCES = Path("/etc/apt/sources.list.d")
 
 
 def main() -> int:
@@ -47,6 +49,7 @@ def main() -> int:
 
 def test(arguments: Sequence[str]) -> int:
     apt_install(missing_packages(), "for the tests")
+    install_valkey()
     make_venv()
     install("test")
     if not install("test-mariadb", is_optional=True):
@@ -72,7 +75,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 def missing_packages() -> list[str]:
     """What the tests need from Debian and is not there."""
-    packages = [*missing_venv_packages(), *servers.missing_programs().values()]
+    packages = [*missing_venv_packages(), *servers.missing_programs(servers.REQUIRED).values()]
     if not is_installed("test-mariadb"):
         packages += missing_build_packages()
     return sorted(set(packages))
@@ -113,16 +116,70 @@ def apt_install(packages: Sequence[str], purpose: str, *, is_optional: bool = Tr
         say(f"{advice}\nCannot do that here; what needs these will be skipped")
         return
     say(f"Missing {purpose}: {', '.join(packages)}")
-    apt = [*become_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
     with no_services_started(become_root):
-        # A failing update may be about somebody else's repository.
-        run([*apt, "update"], check=False)
-        failure = run([*apt, "install", "-y", "--no-install-recommends", *packages], check=False)
+        failure = update_and_install(become_root, packages)
     if failure:
         if IS_CI or not is_optional:
             sys.exit("apt-get failed, see above.")
         say("apt-get failed; what needs these packages will be skipped")
     do_not_start_at_boot(become_root, packages)
+
+
+def update_and_install(
+    become_root: Sequence[str], packages: Sequence[str], options: Sequence[str] = ()
+) -> int:
+    apt = [*become_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options]
+    # A failing update may be about somebody else's repository.
+    run([*apt, "update"], check=False)
+    return run([*apt, "install", "-y", "--no-install-recommends", *packages], check=False)
+
+
+def install_valkey() -> None:
+    """Install the one server that the tests can do without, where that is possible."""
+    package = servers.ValkeyServer.package
+    if servers.is_installed(servers.ValkeyServer):
+        return
+    become_root = how_to_become_root()
+    if become_root is None or not shutil.which("apt-get"):
+        say(f"Optional: apt-get install {package}")
+        return
+    say(f"Missing, but optional: {package}")
+    with no_services_started(become_root):
+        if is_known_to_apt(package) or not debian_release():
+            failure = update_and_install(become_root, [package])
+        else:
+            failure = install_from_backports(become_root, package)
+    if failure:
+        say(f"{package} could not be installed; its client will be tested with Redis")
+    else:
+        do_not_start_at_boot(become_root, [package])
+
+
+def is_known_to_apt(package: str) -> bool:
+    question = ["apt-cache", "show", "--no-all-versions", package]
+    return subprocess.run(question, check=False, capture_output=True).returncode == 0
+
+
+def install_from_backports(become_root: Sequence[str], package: str) -> int:
+    """Install what this Debian has in its backports only; the sources of apt stay as they are."""
+    suite = f"{debian_release()}-backports"
+    keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    source = f"deb [signed-by={keys}] http://deb.debian.org/debian {suite} main\n"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as sources:
+        # Without the machine's own, its lists would be removed. Root may be the only reader.
+        run([*become_root, "cp", "-r", f"{SOURCES}/.", sources], check=False)
+        Path(sources, "ormcache-backports.list").write_text(source)
+        options = ["-o", f"Dir::Etc::SourceParts={sources}", "-t", suite]
+        return update_and_install(become_root, [package], options)
+
+
+def debian_release() -> str:
+    """The code name of this Debian, or nothing if it is another system."""
+    try:
+        facts = platform.freedesktop_os_release()
+    except OSError:
+        return ""
+    return facts.get("VERSION_CODENAME", "") if facts.get("ID") == "debian" else ""
 
 
 def how_to_become_root() -> list[str] | None:
@@ -163,6 +220,7 @@ def do_not_start_at_boot(become_root: Sequence[str], packages: Sequence[str]) ->
         "postgresql": "postgresql",
         "mariadb-server": "mariadb",
         "redis-server": "redis-server",
+        "valkey-server": "valkey-server",
         "memcached": "memcached",
         "pgbouncer": "pgbouncer",
     }

@@ -10,6 +10,7 @@ from django.test import TransactionTestCase
 import ormcache
 from ormcache import tables
 from tests.backdoor import empty
+from tests.servers import RedisServer
 from tests.watching import Watch, wait_for_quarantine
 
 # It has settings of its own, and is run by `tests.multidb.test_tenants`.
@@ -36,6 +37,13 @@ def using() -> str:
 def cache() -> str:
     """The cache alias; `tests.marks.on_caches` chooses others."""
     return "locmem"
+
+
+@pytest.fixture(scope="module")
+def server_kind(request: pytest.FixtureRequest) -> type[RedisServer]:
+    """What a test's own Redis server is; `tests.marks.on_redis_and_valkey` chooses others."""
+    kind: type[RedisServer] = getattr(request, "param", RedisServer)
+    return kind
 
 
 @pytest.fixture

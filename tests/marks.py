@@ -13,6 +13,9 @@
     @needs("redis")
     def test_it(): ...
 
+    @on_redis_and_valkey
+    def test_it(server_kind): ...               # what the test's own server is
+
     @scenario(7)                                # one of docs/explanation/scenarios.md
     def test_it(): ...
 
@@ -23,6 +26,8 @@ from typing import Any
 
 import pytest
 
+from tests.servers import RedisServer, ValkeyServer
+
 DATABASES = ("default", "postgresql", "mariadb")
 CACHES = ("locmem", "redis", "django_redis", "django_valkey", "memcached", "filebased", "database")
 
@@ -31,13 +36,15 @@ _server_of = {
     "mariadb": "mariadb",
     "redis": "redis",
     "django_redis": "redis",
-    "django_valkey": "redis",
+    "django_valkey": "valkey or redis",
     "memcached": "memcached",
 }
 
 
 def needs(*servers: str) -> pytest.MarkDecorator:
-    """Skip the test where one is missing of: postgresql, mariadb, redis, memcached, python2.7."""
+    """Skip the test where one is missing of: postgresql, mariadb, redis, valkey, memcached,
+    python2.7; or both of "valkey or redis".
+    """
     return pytest.mark.needs(*servers)
 
 
@@ -72,6 +79,14 @@ def on_caches(*aliases: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "cache", [pytest.param(alias, marks=_needs_of(alias)) for alias in aliases or CACHES]
     )
+
+
+on_redis_and_valkey = pytest.mark.parametrize(
+    "server_kind",
+    [pytest.param(RedisServer, id="redis"), pytest.param(ValkeyServer, id="valkey")],
+    indirect=True,
+)
+"""Run the test with a server of its own of each kind; see the fixture `server_kind`."""
 
 
 def on_pairs(*pairs: tuple[str, str], **django_db: Any) -> pytest.MarkDecorator:

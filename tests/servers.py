@@ -1,4 +1,6 @@
-"""Private PostgreSQL, MariaDB, Redis and Memcached servers for the tests, and what goes with them.
+"""Private database and cache servers for the tests, and what goes with them.
+
+PostgreSQL, MariaDB, Redis, Memcached, and Valkey where it is installed.
 
 Each listens on a free loopback port, keeps its files in a temporary directory and trades
 durability for speed. None can outlive the process that started it, however that process ends:
@@ -9,7 +11,7 @@ removes the directory. So nothing here has to catch a signal.
         redis.port
         redis.pause(), redis.resume(), redis.kill(), redis.restart()
 
-`python -m tests.servers` runs all four until it is interrupted, and prints the variables
+`python -m tests.servers` runs them all until it is interrupted, and prints the variables
 that let test runs share them.
 """
 
@@ -513,6 +515,10 @@ class RedisServer(Server):
     package = "redis-server"
     programs: ClassVar[tuple[str, ...]] = ("redis-server",)
 
+    # Django's cache for it, and what its URLs begin with.
+    backend: ClassVar[str] = "django.core.cache.backends.redis.RedisCache"
+    scheme: ClassVar[str] = "redis"
+
     def __init__(
         self,
         *,
@@ -538,7 +544,7 @@ class RedisServer(Server):
     def command(self) -> Sequence[str]:
         # Every option has a value, if only an empty one.
         words = [[f"--{name}", *(value.split() or [""])] for name, value in self.options.items()]
-        return [find_program("redis-server", self), *(word for line in words for word in line)]
+        return [find_program(self.programs[0], self), *(word for line in words for word in line)]
 
     def is_ready(self) -> bool:
         # Both an answer and a demand for a password say that it serves.
@@ -570,6 +576,17 @@ class RedisServer(Server):
             time.sleep(0.02)
 
 
+class ValkeyServer(RedisServer):
+    """A Valkey server: the same options, commands and protocol."""
+
+    name = "Valkey"
+    package = "valkey-server"
+    programs: ClassVar[tuple[str, ...]] = ("valkey-server",)
+
+    backend = "django_valkey.cache.ValkeyCache"
+    scheme = "valkey"
+
+
 class MemcachedServer(Server):
     name = "Memcached"
     package = "memcached"
@@ -591,11 +608,17 @@ SHARED: tuple[type[Server], ...] = (
     PostgreSQLServer,
     MariaDBServer,
     RedisServer,
+    ValkeyServer,
     MemcachedServer,
 )
 
 OWN: tuple[type[Server], ...] = (PostgreSQLReplica, PgBouncerServer, MariaDBReplica)
 """What only the tests start that need it."""
+
+OPTIONAL: tuple[type[Server], ...] = (ValkeyServer,)
+"""What nobody has to have: not every supported Debian has a package of it."""
+
+REQUIRED = tuple(kind for kind in (*SHARED, *OWN) if kind not in OPTIONAL)
 
 
 def missing_programs(kinds: Iterable[type[Server]] = (*SHARED, *OWN)) -> dict[str, str]:
@@ -754,9 +777,10 @@ def _end(pid: int, remover: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """Run the shared servers until interrupted."""
-    if missing := missing_programs(SHARED):
+    kinds = [kind for kind in SHARED if kind not in OPTIONAL or is_installed(kind)]
+    if missing := missing_programs(kinds):
         sys.exit(f"Missing: {missing}. apt-get install {' '.join(sorted({*missing.values()}))}")
-    servers = start_shared()
+    servers = start_shared(kinds)
     for variable in [DIRECTORY_VARIABLE, *(server.variable() for server in servers)]:
         print(f"export {variable}={os.environ[variable]}", flush=True)
     with suppress(KeyboardInterrupt):

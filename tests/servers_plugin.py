@@ -1,7 +1,8 @@
 """Pytest plugin: starts the shared servers before Django's settings are read.
 
 A test that needs a server or Python 2.7, and does not find it, is skipped, and the very last lines
-of the run say what that left untested and what to install. Under CI=true nothing may be missing.
+of the run say what that left untested and what to install. Under CI=true nothing may be missing
+but Valkey, whose client is then tested with Redis; the last lines say that, too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ DRIVERS = {
 PYTHON27 = "python2.7"
 PYTHON27_REMEDY = "pyenv install 2.7.18"
 
+VALKEY_OR_REDIS = "valkey or redis"
+WITHOUT_VALKEY = "tested without Valkey"
+"""The property of a test that has used Redis in its place."""
+
 _started: list[servers.Server] = []
 
 
@@ -37,7 +42,9 @@ _started: list[servers.Server] = []
 def pytest_load_initial_conftests() -> Generator[None]:
     # A wrapper, because pytest-django reads the settings in this very hook.
     if IS_CI and (missing := _what_is_missing()):
-        raise pytest.UsageError("With CI=true every server must be there.\n" + "\n".join(missing))
+        raise pytest.UsageError(
+            "With CI=true every server but Valkey must be there.\n" + "\n".join(missing)
+        )
     # A pytest-xdist worker uses the servers of the process that started it.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         to_start = [
@@ -60,7 +67,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {kind.key(): _reason(kind) for kind in servers.SHARED}
     for item in items:
         for server in dict.fromkeys(_needs_of(item)):
-            reason = _python27_reason() if server == PYTHON27 else reasons[server]
+            if server == VALKEY_OR_REDIS:
+                reason = reasons["valkey"] and reasons["redis"]
+                if reasons["valkey"] and not reason:
+                    item.user_properties.append((WITHOUT_VALKEY, reasons["valkey"]))
+            else:
+                reason = _python27_reason() if server == PYTHON27 else reasons[server]
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -85,21 +97,27 @@ class Untested:
     """Counts what was skipped for want of a server and names it when all else is said."""
 
     def __init__(self) -> None:
-        self.files_by_reason: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.files_by_reason: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        file = Path(report.location[0]).name
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2].removeprefix("Skipped: ")
             if reason.startswith(REASON):
-                self.files_by_reason[reason][Path(report.location[0]).name] += 1
+                self.files_by_reason["NOT TESTED", reason][file] += 1
+        elif report.when == "call" and not report.skipped:
+            what = "NOT TESTED WITH VALKEY, but its client with Redis"
+            for name, value in report.user_properties:
+                if name == WITHOUT_VALKEY:
+                    self.files_by_reason[what, str(value)][file] += 1
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         terminal = config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
-        for reason, files in self.files_by_reason.items():
+        for (what, reason), files in self.files_by_reason.items():
             names = ", ".join(f"{name} ({count})" for name, count in sorted(files.items()))
-            terminal.write_line(f"NOT TESTED: {names}: {reason}", yellow=True, bold=True)
+            terminal.write_line(f"{what}: {names}: {reason}", yellow=True, bold=True)
 
 
 REASON = "needs "
@@ -122,7 +140,7 @@ def _python27_reason() -> str:
 def _what_is_missing() -> list[str]:
     programs = [
         f"{program} is missing: apt-get install {package}"
-        for kind in (*servers.SHARED, *servers.OWN)
+        for kind in servers.REQUIRED
         if kind.variable() not in os.environ
         for program, package in servers.missing_programs([kind]).items()
     ]
@@ -150,7 +168,7 @@ def _missing_program_is_a_skip() -> Generator[None]:
     try:
         return (yield)
     except servers.MissingProgram as missing:
-        if IS_CI:
+        if IS_CI and missing.server not in servers.OPTIONAL:
             raise
         server = missing.server
         pytest.skip(f"{REASON}{server.name}: apt-get install {server.package}")

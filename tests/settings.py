@@ -76,9 +76,9 @@ CACHES: dict[str, dict[str, Any]] = {
         "LOCATION": "ormcache_test_cache",
     },
 }
+# A number for each cache and worker: clear() empties the whole Redis database.
+first = 4 * WORKER_NUMBER
 if port := port_of(servers.RedisServer):
-    # A number for each cache and worker: clear() empties the whole Redis database.
-    first = 4 * WORKER_NUMBER
     CACHES["redis"] = {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": f"redis://{servers.HOST}:{port}/{first + 1}",
@@ -87,6 +87,8 @@ if port := port_of(servers.RedisServer):
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": f"redis://{servers.HOST}:{port}/{first + 2}",
     }
+# Valkey is optional: where it is missing, its client is tested with Redis.
+if port := port_of(servers.ValkeyServer) or port_of(servers.RedisServer):
     CACHES["django_valkey"] = {
         "BACKEND": "django_valkey.cache.ValkeyCache",
         "LOCATION": f"valkey://{servers.HOST}:{port}/{first + 3}",

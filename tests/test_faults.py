@@ -21,7 +21,7 @@ from tests import backdoor
 from tests.factories import AuthorFactory
 from tests.hammering import Hammer
 from tests.interleaving import Background, pause_after, pause_before, route_of, store_of
-from tests.marks import on_databases, scenario
+from tests.marks import on_databases, on_redis_and_valkey, scenario
 from tests.models import Author, Tag
 from tests.proxies import Proxy
 from tests.servers import HOST, MemcachedServer, RedisServer
@@ -39,8 +39,10 @@ on_postgresql = on_databases("postgresql", transaction=True)
 class Shop:
     """One author, whose name is what the tests ask for, and the cache that they attack."""
 
-    def __init__(self, using: str, watch: Watch, settings: Any, port: int) -> None:
-        self.using, self.watch, self.settings = using, watch, settings
+    def __init__(
+        self, using: str, watch: Watch, settings: Any, kind: type[RedisServer], port: int
+    ) -> None:
+        self.using, self.watch, self.settings, self.kind = using, watch, settings, kind
         self.use(port)
         self.author = Author.objects.using(using).create(name=OLD)
 
@@ -49,8 +51,8 @@ class Shop:
         self.settings.CACHES = {
             **self.settings.CACHES,
             "own": {
-                "BACKEND": "django.core.cache.backends.redis.RedisCache",
-                "LOCATION": f"redis://{HOST}:{port}/0",
+                "BACKEND": self.kind.backend,
+                "LOCATION": f"{self.kind.scheme}://{HOST}:{port}/0",
             },
         }
         self.set(CACHE_ALIAS="own", SOCKET_TIMEOUT=PATIENCE, **options)
@@ -108,8 +110,8 @@ class Shop:
 
 
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+def server(server_kind: type[RedisServer]) -> Iterator[RedisServer]:
+    with server_kind() as server:
         yield server
 
 
@@ -129,14 +131,14 @@ def proxy(lasting_server: RedisServer) -> Iterator[Proxy]:
 @pytest.fixture
 def shop(using: str, settings: Any, server: RedisServer) -> Iterator[Shop]:
     with Watch(using) as watch:
-        yield Shop(using, watch, settings, server.port)
+        yield Shop(using, watch, settings, type(server), server.port)
 
 
 @pytest.fixture
 def behind(using: str, settings: Any, proxy: Proxy) -> Iterator[Shop]:
     """A shop with its cache behind the proxy."""
     with Watch(using) as watch:
-        yield Shop(using, watch, settings, proxy.port)
+        yield Shop(using, watch, settings, RedisServer, proxy.port)
 
 
 @contextlib.contextmanager
@@ -300,6 +302,7 @@ def test_announcements_that_a_hanging_server_executes_later_make_nothing_wrong(
 
 @scenario(34)
 @on_default
+@on_redis_and_valkey
 def test_a_server_restarted_empty_has_no_answers(shop: Shop, server: RedisServer) -> None:
     shop.warm()
     shop.rename()
@@ -310,10 +313,13 @@ def test_a_server_restarted_empty_has_no_answers(shop: Shop, server: RedisServer
 
 @scenario(34)
 @on_default
-def test_a_server_restarted_from_an_old_dump_has_no_answers(using: str, settings: Any) -> None:
+@on_redis_and_valkey
+def test_a_server_restarted_from_an_old_dump_has_no_answers(
+    using: str, settings: Any, server_kind: type[RedisServer]
+) -> None:
     """Registers and entries from before the write come back, valid to the last byte."""
-    with RedisServer(persistence="rdb") as server, Watch(using) as watch:
-        shop = Shop(using, watch, settings, server.port)
+    with server_kind(persistence="rdb") as server, Watch(using) as watch:
+        shop = Shop(using, watch, settings, server_kind, server.port)
         shop.warm()
         with client_of(server) as client:
             client.save()
@@ -328,11 +334,12 @@ def test_a_server_restarted_from_an_old_dump_has_no_answers(using: str, settings
 
 @scenario(34)
 @on_default
+@on_redis_and_valkey
 def test_a_server_restarted_without_the_last_second_of_its_log_has_no_answers(
-    using: str, settings: Any
+    using: str, settings: Any, server_kind: type[RedisServer]
 ) -> None:
-    with RedisServer(persistence="aof") as server, Watch(using) as watch:
-        shop = Shop(using, watch, settings, server.port)
+    with server_kind(persistence="aof") as server, Watch(using) as watch:
+        shop = Shop(using, watch, settings, server_kind, server.port)
         shop.warm()
         log, copy = server.files / "appendonlydir", server.files / "a second ago"
         shutil.copytree(log, copy)
@@ -411,6 +418,7 @@ def evict_everything(client: Any) -> None:
 
 @scenario(33)
 @on_postgresql
+@on_redis_and_valkey
 @pytest.mark.parametrize(
     "forget",
     [forget_register, forget_namespace, forget_both, forget_everything, evict_everything],
@@ -449,6 +457,7 @@ def test_registers_lost_in_the_middle_of_a_commit_are_in_quarantine(
 
 
 @on_postgresql
+@on_redis_and_valkey
 def test_under_eviction_and_vandalism_no_reader_sees_less_than_was_committed(
     shop: Shop, server: RedisServer
 ) -> None:
@@ -507,12 +516,13 @@ def flush_scripts(client: Any) -> None:
 
 @scenario(35)
 @on_default
+@on_redis_and_valkey
 def test_a_demoted_server_is_refused_and_promoted_again_it_is_another_one(
     shop: Shop, server: RedisServer
 ) -> None:
     """The client keeps its socket to the old master."""
     shop.set(ON_CACHE_FAILURE="raise")
-    with RedisServer(replica_of=server) as other:
+    with type(server)(replica_of=server) as other:
         other.wait_for_primary()
         shop.warm()
         store = store_of(shop.using)
@@ -543,8 +553,9 @@ def test_a_demoted_server_is_refused_and_promoted_again_it_is_another_one(
 
 
 @on_default
+@on_redis_and_valkey
 def test_a_replica_is_no_cache(shop: Shop, server: RedisServer) -> None:
-    with RedisServer(replica_of=server) as replica:
+    with type(server)(replica_of=server) as replica:
         replica.wait_for_primary()
         shop.use(replica.port)
         assert shop.watch.call(shop.name) == (OLD, [UNREACHABLE])

@@ -17,7 +17,7 @@ from ormcache.reasons import Reason
 from tests import backdoor
 from tests.cut_off import STOPS, WRITES, CutOff
 from tests.interleaving import route_of, session, store_of
-from tests.marks import on_databases, on_pairs, scenario
+from tests.marks import on_databases, on_pairs, on_redis_and_valkey, scenario
 from tests.models import Author, Tag
 from tests.servers import HOST, RedisServer
 from tests.watching import Watch, wait_for_quarantine
@@ -709,16 +709,21 @@ def test_a_process_that_is_killed_has_announced_what_it_has_committed(
 
 @scenario(30)
 @on_each_database
+@on_redis_and_valkey
 def test_a_redis_that_dies_and_comes_back_with_all_it_had(
-    cached: Watch, using: str, empty_fence: None, settings: Any
+    cached: Watch,
+    using: str,
+    empty_fence: None,
+    settings: Any,
+    server_kind: type[RedisServer],
 ) -> None:
     """Nobody was told meanwhile; the rows wait for those who come back to the cache."""
-    with RedisServer(persistence="aof") as server:
+    with server_kind(persistence="aof") as server:
         settings.CACHES = {
             **settings.CACHES,
             "own": {
-                "BACKEND": "django.core.cache.backends.redis.RedisCache",
-                "LOCATION": f"redis://{HOST}:{server.port}/0",
+                "BACKEND": server.backend,
+                "LOCATION": f"{server.scheme}://{HOST}:{server.port}/0",
             },
         }
         settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "own", "SOCKET_TIMEOUT": 0.3}

@@ -1,13 +1,18 @@
-"""The servers that tests start themselves: replicas that can be held back, and a pooler."""
+"""The servers that tests start themselves: replicas that can be held back, and a pooler.
+
+And what is said where one is missing.
+"""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests import servers
-from tests.marks import needs
+from ormcache.stores import strict_store
+from tests import servers, servers_plugin
+from tests.marks import needs, on_caches, on_redis_and_valkey
 from tests.servers import (
     HOST,
     MariaDBReplica,
@@ -17,6 +22,7 @@ from tests.servers import (
     PostgreSQLReplica,
     PostgreSQLServer,
     RedisServer,
+    ValkeyServer,
 )
 
 TABLE = "CREATE TABLE {} AS SELECT 'old' AS name"
@@ -132,3 +138,81 @@ def test_a_server_whose_program_is_missing_says_how_to_install_it(
     monkeypatch.setattr(servers, "_program_directories", lambda: ("/nonexistent",))
     with pytest.raises(MissingProgram, match="apt-get install redis-server"):
         RedisServer()
+
+
+@on_redis_and_valkey
+def test_a_server_is_the_program_of_its_kind(server_kind: type[RedisServer]) -> None:
+    with server_kind() as server:
+        info = servers.exchange(server.port, b"INFO server\r\n")
+    assert (b"valkey_version" in info) == (server_kind is ValkeyServer)
+
+
+@needs("valkey")
+@on_caches("redis", "django_redis", "django_valkey")
+def test_only_the_client_of_valkey_is_tested_with_valkey(cache: str) -> None:
+    store: Any = strict_store(cache)
+    info = store._channels.run(lambda channel: channel.info(b"server"))
+    store.close()
+    assert (b"valkey_version" in info) == (cache == "django_valkey")
+
+
+def test_valkey_alone_may_be_missing_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_program_directories", lambda: ("/nonexistent",))
+    for kind in servers.SHARED:
+        monkeypatch.delenv(kind.variable(), raising=False)
+    missing = " ".join(servers_plugin._what_is_missing())
+    for kind in (*servers.SHARED, *servers.OWN):
+        assert (f"apt-get install {kind.package}" in missing) == (kind is not ValkeyServer)
+
+
+class Item:
+    """A test that needs what `django_valkey` needs."""
+
+    def __init__(self) -> None:
+        self.user_properties: list[Any] = []
+        self.skipped: list[str] = []
+
+    def iter_markers(self, name: str) -> Iterator[pytest.Mark]:
+        yield needs("valkey or redis").mark
+
+    def get_closest_marker(self, name: str) -> None:
+        return None
+
+    def add_marker(self, marker: pytest.MarkDecorator) -> None:
+        self.skipped.append(marker.kwargs["reason"])
+
+
+def last_lines_after(item: Item) -> list[str]:
+    """What the run says in the end, if the test has passed."""
+    untested, lines = servers_plugin.Untested(), []
+    place = ("tests/test_it.py", 1, "test_it")
+    untested.pytest_runtest_logreport(
+        pytest.TestReport(
+            "test_it", place, {}, "passed", None, "call", user_properties=item.user_properties
+        )
+    )
+    terminal = SimpleNamespace(write_line=lambda line, **colours: lines.append(line))
+    manager = SimpleNamespace(get_plugin=lambda name: terminal)
+    config: Any = SimpleNamespace(pluginmanager=manager)
+    untested.pytest_unconfigure(config)
+    return lines
+
+
+@pytest.mark.parametrize("has_valkey", [True, False])
+@pytest.mark.parametrize("has_redis", [True, False])
+def test_the_last_lines_tell_if_the_client_of_valkey_was_tested_with_redis(
+    monkeypatch: pytest.MonkeyPatch, has_valkey: bool, has_redis: bool
+) -> None:
+    for kind, is_there in ((ValkeyServer, has_valkey), (RedisServer, has_redis)):
+        if is_there:
+            monkeypatch.setenv(kind.variable(), "1")
+        else:
+            monkeypatch.delenv(kind.variable(), raising=False)
+    item: Any = Item()
+    servers_plugin.pytest_collection_modifyitems([item])
+    assert bool(item.skipped) == (not has_valkey and not has_redis)
+    told = [
+        "NOT TESTED WITH VALKEY, but its client with Redis: test_it.py (1): "
+        "needs Valkey: apt-get install valkey-server"
+    ]
+    assert last_lines_after(item) == (told if has_redis and not has_valkey else [])

@@ -18,7 +18,7 @@ from ormcache.reasons import Reason
 from ormcache.stores.redis import PROTOCOL, SCRIPTS
 from tests.embed_lua import LEGACY_FILE, embedded
 from tests.interleaving import route_of, store_of
-from tests.marks import on_databases
+from tests.marks import on_databases, on_redis_and_valkey
 from tests.servers import HOST, RedisServer, free_port
 from tests.watching import Watch, wait_for_quarantine
 
@@ -220,8 +220,8 @@ def test_triggers_are_followed_to_the_end() -> None:
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    redis = RedisServer(options={"requirepass": "secret", "unixsocketperm": "777"})
+def redis(server_kind: type[RedisServer]) -> Iterator[RedisServer]:
+    redis = server_kind(options={"requirepass": "secret", "unixsocketperm": "777"})
     redis.options["unixsocket"] = str(redis.files / "redis.sock")
     redis.options["user"] = "me on >pass ~* +@all"
     redis.serve_tls()
@@ -233,6 +233,7 @@ def connect(url: str, timeout: float = 2) -> Any:
     return legacy.Server(legacy.Address(url), timeout)
 
 
+@on_redis_and_valkey
 def test_each_way_to_a_server_leads_to_the_same_incarnation(redis: RedisServer) -> None:
     certificate = redis.files / "certificate.pem"
     tls = f"rediss://:secret@{HOST}:{redis.options['tls-port']}/1"
@@ -271,6 +272,7 @@ def test_what_is_wrong_on_the_way_is_told(
     assert "secret" not in str(raised.value)
 
 
+@on_redis_and_valkey
 def test_these_permissions_are_enough(redis: RedisServer) -> None:
     admin = connect(f"redis://:secret@{HOST}:{redis.port}")
     rules = "on >pass resetkeys ~ormcache:* -@all +info +select +exists +eval +hincrby"
@@ -284,9 +286,10 @@ def test_these_permissions_are_enough(redis: RedisServer) -> None:
     link.close()
 
 
+@on_redis_and_valkey
 def test_a_replica_is_refused(redis: RedisServer) -> None:
     with (
-        RedisServer(replica_of=redis, options={"masterauth": "secret"}) as replica,
+        type(redis)(replica_of=redis, options={"masterauth": "secret"}) as replica,
         pytest.raises(legacy.CacheError, match="is a replica"),
     ):
         connect(f"redis://{HOST}:{replica.port}")
@@ -354,8 +357,8 @@ def cache(settings: Any, redis: RedisServer) -> str:
     settings.CACHES = {
         **settings.CACHES,
         "own": {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": f"redis://:secret@{HOST}:{redis.port}/0",
+            "BACKEND": redis.backend,
+            "LOCATION": f"{redis.scheme}://:secret@{HOST}:{redis.port}/0",
         },
     }
     settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": LEASE}
@@ -404,6 +407,7 @@ on_default = on_databases("default", transaction=True)
 
 
 @on_default
+@on_redis_and_valkey
 def test_what_is_held_is_busy_for_ormcache_until_it_is_released(link: Any, using: str) -> None:
     hold = link().announce({"a"})
     assert (reason(using, "a"), reason(using, "b")) == (Reason.BUSY, None)
@@ -436,6 +440,7 @@ def test_a_hold_that_is_left_ends_with_its_lease(link: Any, using: str) -> None:
 
 
 @on_default
+@on_redis_and_valkey
 def test_sockets_that_died_are_replaced(link: Any, using: str, redis: RedisServer) -> None:
     one = link()
     one.announce({"a"}).release()

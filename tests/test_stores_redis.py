@@ -1,5 +1,6 @@
 """Redis and Valkey: sockets, round trips, options and what can go wrong on a socket."""
 
+import hashlib
 import itertools
 import os
 import sys
@@ -16,12 +17,12 @@ from ormcache.exceptions import CacheError
 from ormcache.reasons import Reason
 from ormcache.stores import channels, strict_store
 from ormcache.stores.base import Lookup, Store
-from ormcache.stores.channels import _PENDING_LIMIT, Channel, Channels
-from ormcache.stores.redis import connection_pool
+from ormcache.stores.channels import _PENDING_LIMIT, FLAGS, Channel, Channels, bulk
+from ormcache.stores.redis import SCRIPTS, connection_pool
 from tests.interleaving import Background
-from tests.marks import on_caches, on_databases
+from tests.marks import on_caches, on_databases, on_redis_and_valkey
 from tests.models import Author
-from tests.servers import HOST, RedisServer
+from tests.servers import HOST, RedisServer, ValkeyServer
 from tests.watching import Watch
 
 ENTRY = "e" * 40
@@ -48,15 +49,15 @@ def short_lease(settings: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
+def server(server_kind: type[RedisServer]) -> Iterator[RedisServer]:
     options = {"requirepass": "secret", "unixsocket": "redis.sock", "unixsocketperm": "777"}
-    with RedisServer(options=options) as server:
+    with server_kind(options=options) as server:
         yield server
 
 
 @pytest.fixture
 def admin(server: RedisServer) -> Iterator[Any]:
-    """A client of redis-py on the module's server."""
+    """A client of redis-py on the module's server, which may be Valkey as well."""
     redis = pytest.importorskip("redis")
     with redis.Redis(port=server.port, password="secret") as client:
         client.flushall()
@@ -68,8 +69,9 @@ def admin(server: RedisServer) -> Iterator[Any]:
 def make(settings: Any, server: RedisServer) -> Iterator[Callable[..., Any]]:
     """Makes the store of a cache on the module's server, by the options of the cache."""
     made: list[Store] = []
+    usual = "django_valkey" if isinstance(server, ValkeyServer) else "redis"
 
-    def make(backend: str = "redis", location: Any = None, **options: Any) -> Any:
+    def make(backend: str = usual, location: Any = None, **options: Any) -> Any:
         scheme = "valkey" if backend == "django_valkey" else "redis"
         if location is None:
             location = f"{scheme}://:secret@{HOST}:{server.port}/0"
@@ -224,6 +226,7 @@ def test_status_tells_incarnation_age_and_number_of_registers(store: Store, spac
     assert str(status["incarnation"]) in str(status["key prefix"])
 
 
+@on_redis_and_valkey
 def test_an_entry_expires_in_milliseconds_or_never(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -265,6 +268,7 @@ class Traffic:
         return self.sent - before[0], self.awaited - before[1]
 
 
+@on_redis_and_valkey
 def test_each_operation_is_one_command_and_only_some_are_waited_for(
     make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +311,7 @@ def test_a_read_of_the_orm_is_one_round_trip(
     assert traffic.of(lambda: cached.hit(name)) == (1, 1)
 
 
+@on_redis_and_valkey
 @pytest.mark.parametrize(
     ("maxmemory", "policy", "said"),
     [
@@ -334,6 +339,7 @@ def test_status_tells_whether_the_server_may_evict_registers(
 
 
 def works(store: Store, space: str) -> None:
+    assert store.mode == "strict"
     fill(store, space)
     assert store.read(space, ENTRY, TABLES).entry == b"answer"
     store.arm(space, "1.a", ["a"])
@@ -343,6 +349,7 @@ def works(store: Store, space: str) -> None:
     assert store.status(space)["registers"] == 2
 
 
+@on_redis_and_valkey
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "options",
@@ -367,6 +374,7 @@ def test_it_works_with_any_options_of_the_connection(
     works(store, space)
 
 
+@on_redis_and_valkey
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_works_on_a_unix_socket(
     make: Callable[..., Any], server: RedisServer, space: str, backend: str
@@ -375,6 +383,7 @@ def test_it_works_on_a_unix_socket(
     works(make(backend, f"unix://:secret@{path}?db=2"), space)
 
 
+@on_redis_and_valkey
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_uses_the_database_number_of_the_cache(
     make: Callable[..., Any], server: RedisServer, admin: Any, space: str, backend: str
@@ -493,6 +502,7 @@ def test_a_socket_is_used_again(make: Callable[..., Any], admin: Any, space: str
     assert len(idle(store)) == 1
 
 
+@on_redis_and_valkey
 def test_killed_sockets_are_replaced_without_an_error(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -533,6 +543,7 @@ def test_when_one_socket_is_dead_the_idle_ones_are_closed(
     assert len(idle(store)) == 1
 
 
+@on_redis_and_valkey
 def test_after_script_flush_answers_are_right(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -548,6 +559,7 @@ def test_after_script_flush_answers_are_right(
     assert read_clean(store, space).entry is None
 
 
+@on_redis_and_valkey
 def test_after_flushall_everything_is_in_quarantine(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -560,6 +572,7 @@ def test_after_flushall_everything_is_in_quarantine(
     assert read_clean(store, space).entry is None
 
 
+@on_redis_and_valkey
 def test_an_error_of_the_server_about_a_fill_is_not_the_next_commands(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -576,11 +589,61 @@ def test_an_error_of_the_server_about_a_fill_is_not_the_next_commands(
     assert store.read(space, OTHER, TABLES).entry is None
 
 
+@on_redis_and_valkey
+def test_commits_are_announced_although_memory_is_full(
+    make: Callable[..., Any], admin: Any, space: str
+) -> None:
+    """The scripts say so in their first line, which the server has to know."""
+    store = make()
+    fill(store, space)
+    (channel,) = idle(store)
+    for name, text in SCRIPTS.items():
+        sha = hashlib.sha1(FLAGS + text.encode()).hexdigest()
+        assert channel.sha[name] == bulk(sha.encode())
+        assert admin.script_exists(sha) == [True]
+    admin.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Exception, match="maxmemory"):
+            admin.set("other", "value")
+        assert store.read(space, ENTRY, TABLES).entry == b"answer"
+        store.arm(space, "1.a", ["a", "new"])
+        assert store.read(space, ENTRY, TABLES).reason is Reason.BUSY
+        store.finish(space, "1.a", ["a", "new"])
+        after = store.read(space, ENTRY, TABLES)
+        assert after.entry is None
+        assert after.vector is not None
+    finally:
+        admin.config_set("maxmemory", 0)
+
+
+@on_redis_and_valkey
+def test_a_server_that_was_restarted_is_another_incarnation(
+    make: Callable[..., Any], server: RedisServer, space: str
+) -> None:
+    store = make()
+    fill(store, space)
+    before = store.status(space)["incarnation"]
+    server.restart()
+    assert store.read(space, ENTRY, TABLES).reason is Reason.QUARANTINE
+    assert store.status(space)["incarnation"] != before
+    works(store, space)
+
+
+@on_redis_and_valkey
+def test_a_replica_is_refused(make: Callable[..., Any], server: RedisServer, space: str) -> None:
+    with type(server)(replica_of=server, options={"masterauth": "secret"}) as replica:
+        replica.wait_for_primary()
+        store = make(location=f"{replica.scheme}://{HOST}:{replica.port}/0")
+        with pytest.raises(CacheError, match="the server is a replica"):
+            store.read(space, ENTRY, TABLES)
+
+
 def sent(admin: Any) -> int:
     """How many answers the server was told to store."""
     return commands(admin).get("set", 0)
 
 
+@on_redis_and_valkey
 def test_an_answer_is_stored_with_the_next_command(
     make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,6 +821,7 @@ def interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
+@on_redis_and_valkey
 def test_twenty_threads_get_their_own_answers(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -845,6 +909,7 @@ def entry_key(admin: Any, entry: str = ENTRY) -> bytes:
     return key  # type: ignore[no-any-return]
 
 
+@on_redis_and_valkey
 @pytest.mark.parametrize(
     "value", [b"", b"|", os.urandom(300), b"\x80\x04N.", b"x" * (20 << 20)], ids=lambda v: len(v)
 )
@@ -858,6 +923,7 @@ def test_bytes_of_somebody_else_are_a_miss(
     assert store.read(space, ENTRY, TABLES) == (None, vector, None, 0.0)
 
 
+@on_redis_and_valkey
 def test_a_list_or_a_hash_under_the_key_of_an_entry_is_a_miss_and_is_replaced(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
@@ -885,6 +951,7 @@ def test_an_entry_copied_from_another_key_is_no_answer(
     assert store.read(space, OTHER, TABLES).entry == b"other"
 
 
+@on_redis_and_valkey
 def test_a_foreign_counter_makes_entries_invalid(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:
