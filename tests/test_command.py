@@ -226,7 +226,7 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
         ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
         ("Author.objects.count()", ": 0 is not a queryset. Leave out what evaluates it"),
         ("Author", "tests.models.Author'> is not a queryset"),
-            ("Author.objects.using('none')", "The connection 'none' doesn't exist."),
+        ("Author.objects.using('none')", "The connection 'none' doesn't exist."),
         ("", "fails: SyntaxError"),
     ],
 )
