@@ -50,10 +50,12 @@ _installed: list[_Patch] = []
 
 
 def _execute_sql(original: _Hook, compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
-    # SQLDeleteCompiler inherits execute_sql(), the other two call it.
-    if isinstance(compiler, _WRITERS):
+    if not isinstance(compiler, _WRITERS):
+        return reads.execute_sql(original, compiler, *args, **kwargs)
+    if isinstance(compiler, SQLDeleteCompiler):
+        # The other two have hooks of their own, and call this one.
         return writes.compiling(original, compiler, *args, **kwargs)
-    return reads.execute_sql(original, compiler, *args, **kwargs)
+    return original(compiler, *args, **kwargs)
 
 
 def _get_from_clause(original: _Hook, compiler: Any) -> Any:

@@ -754,16 +754,22 @@ def test_what_cannot_be_sent_later_is_a_miss_and_no_error(
     assert store.read(space, ENTRY, TABLES).entry is None
 
 
+@pytest.mark.parametrize("refuses", [False, True], ids=["left out", "read"])
 def test_answers_that_nobody_waits_for_do_not_pile_up(
-    make: Callable[..., Any], space: str
+    make: Callable[..., Any], server: RedisServer, admin: Any, space: str, refuses: bool
 ) -> None:
-    store = make()
+    """They are not even sent, unless the user may not ask for that, or a proxy cannot."""
+    location = None
+    if refuses:
+        admin.execute_command("ACL", "SETUSER", "mute", "on", ">word", "~*", "+@all", "-client")
+        location = f"redis://mute:word@{HOST}:{server.port}/0"
+    store = make(location=location)
     vector = fill(store, space)
     (channel,) = idle(store)
     for number in range(3 * _PENDING_LIMIT):
         name = f"{number:040}"
         store.fill(space, name, vector.replace(ENTRY, name), name.encode(), 60)
-        assert channel._pending <= _PENDING_LIMIT
+        assert channel._pending <= (_PENDING_LIMIT if refuses else 0)
     for number in range(3 * _PENDING_LIMIT):
         name = f"{number:040}"
         assert store.read(space, name, TABLES).entry == name.encode()

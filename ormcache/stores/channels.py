@@ -27,6 +27,8 @@ _UNSENT_LIMIT = 16 * 1024
 """Bytes up to which a command that nobody waits for may stay behind."""
 _FLUSH_SECONDS = 0.02
 """After so long it is sent all the same."""
+_SKIP_REPLY = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$4\r\nSKIP\r\n"
+"""Makes the server say nothing to this command and the next one."""
 _T = TypeVar("_T")
 
 
@@ -81,11 +83,22 @@ class Channel:
         self.replid: bytes = info[b"master_replid"]
         # In a form that any language can make: other programs write to these keys, too.
         self.incarnation = (info[b"run_id"][:16] + self.replid[:16]).decode()
+        self._silencer = _SKIP_REPLY if self._may_skip_replies() else b""
+        """What stands before a command whose answer nobody waits for."""
         self.sha: dict[str, bytes] = {
             name: bulk(self.call(pack(b"SCRIPT", b"LOAD", _flags(info) + text.encode())))
             for name, text in scripts.items()
         }
         """By which name the server keeps each script, as a part of a command."""
+
+    def _may_skip_replies(self) -> bool:
+        """Whether the server leaves out answers if it is asked to; proxies may not."""
+        try:
+            return bool(self.call(pack(b"CLIENT", b"REPLY", b"ON")) == b"OK")
+        except _failures(self._connection):
+            raise
+        except Exception:
+            return False
 
     def info(self, section: bytes) -> dict[bytes, bytes]:
         """What the server says of itself in one section of INFO."""
@@ -102,6 +115,9 @@ class Channel:
 
     def send(self, command: bytes) -> None:
         """Send a command whose answer nobody waits for."""
+        if self._silencer:
+            self.post(self._silencer + command)
+            return
         if self._pending >= _PENDING_LIMIT:
             self.flush()
             self._drain()
@@ -116,8 +132,9 @@ class Channel:
         if len(command) > _UNSENT_LIMIT or self._unsent or self._pending >= _PENDING_LIMIT:
             self.send(command)
             return False
-        self._unsent = command
-        self._pending += 1
+        self._unsent = self._silencer + command
+        if not self._silencer:
+            self._pending += 1
         return True
 
     def flush(self) -> None:
