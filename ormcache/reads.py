@@ -14,6 +14,7 @@ from ormcache import (
     codec,
     counters,
     fence,
+    flights,
     notes,
     overdue,
     plans,
@@ -24,8 +25,9 @@ from ormcache import (
 from ormcache.access import check_access
 from ormcache.comparison import Order, order_of
 from ormcache.conf import Settings, current
-from ormcache.connection_state import ConnectionState, state_of
+from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.exceptions import CacheError, Corrupt, NotEncodable
+from ormcache.flights import Flight
 from ormcache.plans import Plan, complete
 from ormcache.policies import policies
 from ormcache.reasons import Reason
@@ -87,6 +89,8 @@ def execute_sql(
     if result is not None and not route.is_shadow:
         _report(compiler, "hit", None, plan)
         return _given(verification.verified(read, result), result_type, chunk_size)
+    if result is None and _may_share(read):
+        return _shared(compiler, read, run, result_type, chunk_size)
     answer, reason = read.from_database(run)
     taken = functools.partial(_taken, answer, result_type)
     if result is not None:
@@ -95,6 +99,41 @@ def execute_sql(
     else:
         _report(compiler, "miss", reason or _store(read, taken), plan)
     return answer
+
+
+def _may_share(read: Read) -> bool:
+    """Whether a miss may wait for another thread's, and let others wait for it.
+
+    Not while one could hold the connection of a pool or a pooler that the other needs.
+    """
+    connection = read.connection
+    return (
+        connection.connection is not None
+        and not in_transaction(connection, read.state)
+        # What is compared with the database has to come from there.
+        and not read.route.verify
+    )
+
+
+def _shared(
+    compiler: Any, read: Read, run: Callable[[], Any], result_type: str, chunk_size: int
+) -> Any:
+    """Answer a miss, together with the threads of this process that miss the same just now."""
+    plan, route = read.plan, read.route
+    flight, is_first = flights.take_off((route.namespace, plan.entry, read.vector))
+    if not is_first:
+        payload = flight.wait()
+        if payload is not None:
+            _report(compiler, "hit", None, plan)
+            return _given(codec.decode(payload), result_type, chunk_size)
+    try:
+        answer, reason = read.from_database(run)
+        taken = functools.partial(_taken, answer, result_type)
+        _report(compiler, "miss", reason or _store(read, taken, flight), plan)
+        return answer
+    finally:
+        if is_first:
+            flight.land()
 
 
 def _where(
@@ -305,8 +344,10 @@ def _taken(answer: Any, result_type: str) -> codec.Result:
     return codec.from_chunks(answer)
 
 
-def _store(read: Read, answer: Callable[[], codec.Result]) -> Reason | None:
-    """Store the answer; returns why not."""
+def _store(
+    read: Read, answer: Callable[[], codec.Result], flight: Flight | None = None
+) -> Reason | None:
+    """Store the answer, and give it to those who wait for it; returns why not."""
     route, plan, settings = read.route, read.plan, read.settings
     limit = settings.MAX_RESULT_BYTES
     try:
@@ -319,6 +360,8 @@ def _store(read: Read, answer: Callable[[], codec.Result]) -> Reason | None:
         return Reason.NOT_ENCODABLE
     if len(payload) > limit:
         return Reason.TOO_LARGE
+    if flight is not None:
+        flight.payload = payload
     store, breaker = route.store, route.breaker
     if store is None or not breaker.allows():
         return Reason.CACHE_UNREACHABLE

@@ -96,6 +96,19 @@ def _pause(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, is_before:
     return pause
 
 
+def released_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> threading.Semaphore:
+    """A semaphore that each call of `owner.name` releases before it begins."""
+    calls = threading.Semaphore(0)
+    original = getattr(owner, name)
+
+    def released(*args: Any, **kwargs: Any) -> Any:
+        calls.release()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, released)
+    return calls
+
+
 # --- sessions --------------------------------------------------------------------------------
 
 

@@ -12,7 +12,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from ormcache import brackets, debts, leases, overdue, plans, reads, snapshots, transactions
+from ormcache import (
+    brackets,
+    debts,
+    flights,
+    leases,
+    overdue,
+    plans,
+    reads,
+    snapshots,
+    transactions,
+)
 from ormcache.stores import channels
 from ormcache.stores import redis as redis_store
 from tests.simulation.database import END_OF_SNAPSHOT
@@ -85,11 +95,16 @@ def _without_own_writes(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_registers_read_late(original: Callable[..., Any]) -> Callable[..., Any]:
     """`reads._store`, which asks for the registers only now."""
 
-    def store(read: Any, answer: Any) -> Any:
+    def store(read: Any, *args: Any) -> Any:
         lookup = reads.look_up(read.route, read.plan)
-        return original(read._replace(vector=lookup.vector or read.vector), answer)
+        return original(read._replace(vector=lookup.vector or read.vector), *args)
 
     return store
+
+
+def _of_any_registers(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`flights.take_off`, which does not ask what the readers have seen."""
+    return lambda name: original((*name[:2], ""))
 
 
 # --- the store -----------------------------------------------------------------------------
@@ -154,6 +169,9 @@ MUTANTS: dict[str, Mutant] = {
     "no new nonce for a commit": _all(
         _scripts("'n', nonce, 'd', table", "'d', table", "arm"),
         _scripts("redis.call('HSET', KEYS[i], 'n', nonce)", "", "finish"),
+    ),
+    "readers wait for others who saw other registers": _patch(
+        flights, "take_off", _of_any_registers(flights.take_off)
     ),
     "an entry is served under any vector": _scripts(
         _COMPARE, "true then\n    return head .. string.match(entry, '|(.*)$')", "read"

@@ -114,3 +114,25 @@ class Scheduler:
             pass
         finally:
             self.current = None
+
+
+class Event:
+    """What stands for `threading.Event` between actors."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._is_set = False
+        self._waiting: list[Actor] = []
+
+    def set(self) -> None:
+        self._is_set = True
+        for actor in self._waiting:
+            if not actor.is_dead:
+                self._scheduler.wake(actor)
+        self._waiting.clear()
+
+    def wait(self, timeout: float) -> None:
+        actor = self._scheduler.current
+        if not self._is_set and actor is not None:
+            self._waiting.append(actor)
+            self._scheduler.wait()

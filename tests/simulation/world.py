@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import random
 import sys
@@ -24,6 +25,7 @@ from ormcache import (
     catalog,
     connection_state,
     debts,
+    flights,
     leases,
     overdue,
     shapes,
@@ -35,7 +37,7 @@ from ormcache.stores.base import new_nonce
 from ormcache.stores.redis import RedisStore
 from tests.simulation import actors
 from tests.simulation.database import BEGINNING, QUESTIONS, TABLES, Commit, Connection, Database
-from tests.simulation.scheduler import Scheduler
+from tests.simulation.scheduler import Event, Scheduler
 from tests.simulation.server import Pool, Server, Socket, copy_key
 
 PROCESSES = 2
@@ -101,6 +103,7 @@ class Process:
         self.debts._forget_threads()
         self.keeper._reset()
         self.store._channels._idle.clear()
+        self.flights: dict[Any, Any] = {}
         self.catalog: dict[str, Any] = {}
         self.catalog_breakers: dict[str, Any] = {}
         self.overdue_tried: dict[str, float] = {}
@@ -135,6 +138,7 @@ class Process:
         """Make the modules' state that of this process."""
         debts.ledger = self.debts
         brackets.keeper = self.keeper
+        flights._under_way = self.flights
         stores._stores = self.stores  # type: ignore[assignment]
         stores._breakers = self.breakers
         catalog._known = self.catalog
@@ -272,6 +276,10 @@ class World:
             for module in (brackets, debts, leases, breaker, overdue):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
+            # Actors stand for threads.
+            event, me = functools.partial(Event, self.scheduler), lambda: self.scheduler.current
+            stack.enter_context(mock.patch.object(flights, "Event", event))
+            stack.enter_context(mock.patch.object(flights, "get_ident", me))
             not_armed = brackets.Bracket._not_armed
 
             def noted(bracket: Any, *args: Any) -> None:
@@ -284,6 +292,7 @@ class World:
             for owner, names in (
                 (brackets, ("keeper",)),
                 (debts, ("ledger",)),
+                (flights, ("_under_way",)),
                 (stores, ("_stores", "_breakers")),
                 (catalog, ("_known", "_breakers")),
                 (overdue, ("_tried", "_breakers")),
