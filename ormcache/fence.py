@@ -163,18 +163,11 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         # It sets the search path, which is that of another tenant until then.
         connection.cursor().close()
     is_inside = in_transaction(connection, state)
-    is_there = last is not None and last.is_there
     try:
-        if not is_there:
+        if last is None or not last.is_there:
             found = fence_rows.look_for(connection)
-            is_there = found in (Found.ONE, Found.SEVERAL)
-            if not is_there:
-                if found is Found.HIDDEN or not isinstance(current().FENCE, Inherited):
-                    return Reason.NO_FENCE
-                # Nobody can have written there. Without the table, a write is refused while the
-                # cache is out of reach.
-                _note(place, _Look(now, False, frozenset(), {}))
-                return None
+            if found not in (Found.ONE, Found.SEVERAL):
+                return _without_table(found, place, now)
         with savepoint(connection) if is_inside else nullcontext():
             rows = ask(connection, _ROWS)
     except db.Error:
@@ -196,6 +189,16 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         if rows and _remove(connection, [row[0] for row in rows]):
             rows = []
     _note(place, _Look(now, True, frozenset(rows) - doubtful.keys(), doubtful))
+    return None
+
+
+def _without_table(found: Found, place: tuple[object, ...], now: float) -> Reason | None:
+    """What :func:`_look` says where there is no table to look into."""
+    if found is Found.HIDDEN or not isinstance(current().FENCE, Inherited):
+        return Reason.NO_FENCE
+    # Nobody can have written there. Without the table, a write is refused while the cache is out
+    # of reach.
+    _note(place, _Look(now, False, frozenset(), {}))
     return None
 
 
