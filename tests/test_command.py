@@ -3,11 +3,15 @@
 import io
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
+from django.db import models
+from django.test.utils import isolate_apps
 
 import ormcache
 from ormcache import counters
@@ -22,9 +26,9 @@ from tests.servers import HOST, RedisServer
 from tests.watching import Watch
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, **options: Any) -> str:
     output = io.StringIO()
-    call_command("ormcache", *arguments, stdout=output, no_color=True)
+    call_command("ormcache", *arguments, stdout=output, no_color=True, **options)
     return output.getvalue()
 
 
@@ -132,6 +136,19 @@ def test_flush_of_a_model_that_an_app_does_not_have_is_an_error(cached: Watch) -
 
 
 @on_databases("default", transaction=True)
+def test_flush_warns_of_a_name_that_no_table_has(cached: Watch) -> None:
+    """A table that ormcache has not met may have it all the same."""
+    warnings = io.StringIO()
+    names = ("Book", "tests_author", "tests.Tag", "warehouse.stock", "stock")
+    assert run("flush", *names, "--database", "default", stderr=warnings) == (
+        f"Invalidated {', '.join(names)} of default.\n"
+    )
+    assert warnings.getvalue() == (
+        "No table is known as 'Book' or 'stock'. If a model is meant, write \"app.Model\".\n"
+    )
+
+
+@on_databases("default", transaction=True)
 @pytest.mark.parametrize("change", [{}, {"ON_CACHE_FAILURE": "open"}, {"ENABLED": False}], ids=str)
 def test_flush_fails_if_the_cache_does_not_answer_whatever_the_policy(
     cached: Watch, settings: Any, unreachable: None, change: dict[str, Any]
@@ -226,7 +243,10 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
         ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
         ("Author.objects.count()", ": 0 is not a queryset. Leave out what evaluates it"),
         ("Author", "tests.models.Author'> is not a queryset"),
-        ("Author.objects.using('none')", "The connection 'none' doesn't exist."),
+        (
+            "Author.objects.using('none')",
+            "cannot be explained: The connection 'none' doesn't exist.",
+        ),
         ("", "fails: SyntaxError"),
     ],
 )
@@ -236,6 +256,22 @@ def test_explain_says_what_is_wrong_with_an_expression(
     with pytest.raises(CommandError) as raised:
         run("explain", query)
     assert message in str(raised.value)
+
+
+@on_databases("default", transaction=True)
+def test_explain_takes_the_first_apps_of_two_models_with_one_name(
+    cached: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with isolate_apps("tests"):
+
+        class Author(models.Model):
+            class Meta:
+                app_label = "tests"
+                db_table = "of_a_later_app"
+
+    both = SimpleNamespace(get_models=lambda: [*apps.get_models(), Author])
+    monkeypatch.setattr("ormcache.management.commands.ormcache.apps", both)
+    assert "tables:    tests_author\n" in run("explain", "Author.objects")
 
 
 @on_databases("default", transaction=True)
