@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from django.test.utils import isolate_apps
 
 import ormcache
 from ormcache import counters
+from ormcache.conf import Settings
 from ormcache.exceptions import CacheError
 from ormcache.stores import LocMemStore, breaker_for
 from ormcache.stores.redis import PROTOCOL, SCRIPTS
@@ -60,11 +62,16 @@ def test_an_unknown_database_is_named_with_those_that_are_known(subcommand: list
 @pytest.mark.parametrize(
     "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["audit"], ["protocol"]]
 )
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"TIMEOUT": "1h"}, "a number of seconds"), ({"CACHE_ALIAS": "nowhere"}, "Known aliases: ")],
+    ids=str,
+)
 def test_wrong_settings_are_an_error_without_a_traceback(
-    settings: Any, using: str, subcommand: list[str]
+    settings: Any, using: str, subcommand: list[str], wrong: dict[str, Any], message: str
 ) -> None:
-    settings.ORMCACHE = {"TIMEOUT": "1h"}
-    with pytest.raises(CommandError, match="a number of seconds"):
+    settings.ORMCACHE = wrong
+    with pytest.raises(CommandError, match=message):
         run(*subcommand)
 
 
@@ -313,6 +320,37 @@ def test_status_shows_the_quarantine(cached: Watch, using: str, cache: str) -> N
 
     caches[cache].clear()
     assert "quarantine: nothing is cached for another 0." in run("status", "--database", using)
+
+
+_LEASE = f"lease in seconds: {Settings().LEASE}"
+_DIFFERS = ("namespace", "cache", "server", "key prefix", "incarnation", "age", "registers")
+
+
+def _status_in(page: str) -> list[str]:
+    """The lines that the page shows below ``manage.py ormcache status`` and the alias."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    _, _, shown = text.partition("$ python manage.py ormcache status")
+    block, _, _ = shown.partition("\n\n")
+    return [line.strip() for line in block.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("page", ["quickstart.md", "reference/command.md", "howto/south.md"])
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_the_documentation_shows_what_status_prints_without_settings(
+    cached: Watch, settings: Any, using: str, cache: str, page: str
+) -> None:
+    """Line for line, and the values of those that are alike everywhere."""
+    settings.ORMCACHE = {"CACHE_ALIAS": cache, "LEASE": settings.ORMCACHE["LEASE"]}
+    counters.reset()
+    text = run("status", "--database", using).replace("lease in seconds: 0.5", _LEASE)
+    printed = [line.strip() for line in text.splitlines()[1:]]
+    shown = [line for line in _status_in(page) if not line.startswith("quarantine: ")]
+    if shown[-1] == "…":
+        del shown[-1], printed[len(shown) :]
+    for line, other in zip(shown, printed, strict=True):
+        assert line.partition(": ")[0] == other.partition(": ")[0]
+        assert line == other or line.startswith(_DIFFERS)
 
 
 @on_databases("postgresql", transaction=True)
