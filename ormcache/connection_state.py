@@ -158,8 +158,7 @@ class ConnectionState:
         if not own:
             return names
         path = schemas.searched(connection, self.overridden)
-        # A wrapper around the statement may move on to another schema.
-        if path is None or self.session is not None or connection.execute_wrappers:
+        if path is None or self.session is not None:
             return names
         return tenancy.written(names, own, path)
 

@@ -157,7 +157,7 @@ def _vendors() -> set[str]:
     """Of the databases in the settings, as far as their drivers are installed."""
     found = set()
     for facts in connections.settings.values():
-        with contextlib.suppress(ImproperlyConfigured):
+        with contextlib.suppress(ImproperlyConfigured, ImportError):
             found.add(load_backend(facts["ENGINE"]).DatabaseWrapper.vendor)
     return found
 

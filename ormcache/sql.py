@@ -558,6 +558,8 @@ _HINTS = frozenset(
     """.split()
 )
 _UNNAMED = frozenset("call do exec execute begin_procedure import".split())
+# What may stand between the INTO of a SELECT and its table.
+_INTO_WORDS = frozenset("global local temp temporary unlogged".split())
 _TARGET_FOLLOWS = frozenset("into update from table copy truncate view join only exists".split())
 # What may follow BEGIN if it begins a transaction and not a block of statements.
 _BEGIN_WORDS = frozenset(
@@ -599,6 +601,14 @@ _OBJECTS = frozenset(
     view
     """.split()
 )
+# By these PostgreSQL alters the session in the midst of a statement of any kind.
+_SESSION_WORDS = frozenset({"set_config", "pg_settings"})
+# So do statements inside of DO. Behind UPDATE t, SET is none of them.
+_SESSION_STATEMENTS = frozenset("discard pg_temp reset search_path set temp temporary".split())
+_UPDATE_SET = re.compile(
+    rf"\bupdate\s+(?:only\s+)?(?!(?:loop|then)\b)(?:{NAME}\s*\.\s*)*{NAME}\s+set\b",
+    re.IGNORECASE,
+)
 # A change of these changes what queries answer, and names no table whose queries they are.
 _MEANINGS = frozenset("aggregate cast function operator package policy routine rule".split())
 _MEANINGS_ONCE_THERE = frozenset("collation domain extension schema type".split())
@@ -615,11 +625,19 @@ def classify(sql: str, vendor: str = "postgresql") -> list[Statement]:
             # REPLACE removes the row in the way first.
             deletes = bool(match["target3"]) or "replace" in (match["verb"] or "").casefold()
             own = "" if schema else _own(name)
-            return [Statement(Kind.WRITE, frozenset({fold(name)}), deletes=deletes, own=own)]
+            kind = Kind.WRITE
+            if vendor == "postgresql" and _holds_session_words(sql):
+                kind |= Kind.SESSION
+            return [Statement(kind, frozenset({fold(name)}), deletes=deletes, own=own)]
     return [
         _classify_one(part, sql[part[0].at : part[-1].at + len(part[-1].text)], vendor)
         for part in _split(list(tokens(sql, vendor)))
     ]
+
+
+def _holds_session_words(sql: str) -> bool:
+    folded = sql.casefold()
+    return any(word in folded for word in _SESSION_WORDS)
 
 
 def _own(name: str) -> str:
@@ -675,13 +693,18 @@ def _classify_one(stream: list[Token], sql: str, vendor: str) -> Statement:
         return _classify_setting(stream, sql, vendor)
     if verb == "pragma":
         return Statement(_pragma(stream))
+    found = words(sql)
+    altered = Kind.READ
+    if vendor == "postgresql" and _alters_session(verb, stream, found, sql):
+        altered = Kind.SESSION
     kind = _transaction_control(verb, stream, vendor)
     if kind is not None:
-        return Statement(kind, mentions=words(sql) if kind & Kind.UNNAMED_WRITE else frozenset())
-    found = words(sql)
+        # PREPARE p AS SELECT set_config(…): EXECUTE p will not tell.
+        mentions = found if kind & Kind.UNNAMED_WRITE else frozenset()
+        return Statement(kind | altered, mentions=mentions)
     if verb in _UNNAMED:
-        return Statement(Kind.UNNAMED_WRITE, mentions=found)
-    kind = Kind.WRITE
+        return Statement(Kind.UNNAMED_WRITE | altered, mentions=found)
+    kind = Kind.WRITE | altered
     if verb not in _WRITES or verb == "truncate":
         kind |= Kind.IMPLICIT_COMMIT
     if verb in ("truncate", "drop") and "cascade" in found:
@@ -708,9 +731,25 @@ def _changes_meanings(verb: str, stream: list[Token], found: frozenset[str]) -> 
     # FOREIGN TABLE, not FOREIGN KEY
     if not found.isdisjoint(_HINTS) or ("foreign" in found and "key" not in found):
         return True
-    words_of_it = (token.folded for token in stream[1:] if token.kind == "word")
-    what = next((word for word in words_of_it if word in _OBJECTS), "")
+    what = _object_of(stream)
     return what in _MEANINGS or (verb != "create" and what in _MEANINGS_ONCE_THERE)
+
+
+def _object_of(stream: list[Token]) -> str:
+    """What kind of thing DDL is about."""
+    words_of_it = (token.folded for token in stream[1:] if token.kind == "word")
+    return next((word for word in words_of_it if word in _OBJECTS), "")
+
+
+def _alters_session(verb: str, stream: list[Token], found: frozenset[str], sql: str) -> bool:
+    """Whether PostgreSQL may alter the session while it executes what is no SELECT and no SET."""
+    if verb == "do":
+        inside = words(_UPDATE_SET.sub(" ", sql))
+        return not inside.isdisjoint(_SESSION_STATEMENTS | _SESSION_WORDS)
+    if verb == "create" and _object_of(stream) in _ROUTINES:
+        # Its body is executed later.
+        return False
+    return not found.isdisjoint(_SESSION_WORDS)
 
 
 def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Statement:
@@ -744,6 +783,9 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
     if writes:
         # SELECT … INTO TEMP t
         kind |= Kind.TEMPORARY if _is_temporary(stream) else Kind.READ
+        if vendor == "postgresql" and "pg_settings" in found:
+            # EXPLAIN ANALYZE UPDATE pg_settings …
+            kind |= Kind.SESSION
         kind |= Kind.UNNAMED_WRITE if _escapes_names(sql, vendor) else Kind.WRITE
         return Statement(kind, _targets(stream), found)
     return Statement(kind, mentions=found)
@@ -933,6 +975,9 @@ def _targets(stream: list[Token]) -> frozenset[str]:
             # That of Django's bulk_create(): a function, no table.
             if name != "unnest" or stream[index].text != "(":
                 found.add(name)
+            if token.folded == "into" and name in _INTO_WORDS:
+                # SELECT … INTO TEMP t, unless it is a table of this name.
+                continue
             if stream[index].text == "*":  # TRUNCATE t *
                 index += 1
             if stream[index].text != ",":

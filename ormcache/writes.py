@@ -147,9 +147,9 @@ def _resolve(
     """What a statement does and to which tables, given what the settings say of functions."""
     kind, found = statement.kind, set(statement.targets)
     called = _declared_functions(statement, text, settings)
-    if kind == Kind.UNNAMED_WRITE:
+    if kind & ~Kind.SESSION == Kind.UNNAMED_WRITE:
         if called and _calls_nothing_else(called, text, vendor):
-            return Kind.WRITE, called
+            return Kind.WRITE | kind & Kind.SESSION, called
         return kind, found
     if kind & Kind.WRITE:
         found |= tables.known.among(statement.mentions)

@@ -237,6 +237,14 @@ def test_a_cache_that_lists_nothing_is_no_success(noting: Watch, using: str, why
     assert why in error and 'ORMCACHE["VERIFY"]' in error
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5", ""])
+def test_a_limit_is_a_whole_number_above_0(limit: str) -> None:
+    with pytest.raises(CommandError) as raised:
+        run(f"--limit={limit}")
+    message = f"argument --limit: {limit!r} is no whole number above 0."
+    assert str(raised.value) == f"Error: {message}"
+
+
 def test_where_nothing_is_cached_there_is_nothing_to_audit(settings: Any, db: None) -> None:
     settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "dummy"}
     assert fails("--database", "default")[1] == "default: nothing is cached."

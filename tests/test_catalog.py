@@ -749,6 +749,21 @@ def test_a_temporary_table_in_front_of_a_table_is_for_its_session_only(
     assert tags() == ["a"]
 
 
+@pytest.mark.parametrize(
+    "into", ["TEMP", "TEMPORARY TABLE", "LOCAL TEMP", "GLOBAL TEMPORARY TABLE"]
+)
+@on_databases("postgresql", transaction=True)
+def test_so_is_one_that_a_selection_is_put_into(
+    cached: Watch, using: str, tags: Tags, into: str
+) -> None:
+    cached.warm(tags)
+    with session(using):
+        execute(using, f"SELECT 7 AS id, 'mine' AS name INTO {into} tests_tag")
+        with cached.expect(Reason.SESSION, Reason.SESSION):
+            assert tags() == tags() == ["mine"]
+    assert tags() == ["a"]
+
+
 @on_all
 def test_other_temporary_tables_leave_the_session_as_it_was(
     cached: Watch, using: str, tags: Tags

@@ -3,14 +3,20 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
+from django.db import models
+from django.test.utils import isolate_apps
 
 import ormcache
 from ormcache import counters
+from ormcache.conf import Settings
 from ormcache.exceptions import CacheError
 from ormcache.stores import LocMemStore, breaker_for
 from ormcache.stores.redis import PROTOCOL, SCRIPTS
@@ -22,9 +28,9 @@ from tests.servers import HOST, RedisServer
 from tests.watching import Watch
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, **options: Any) -> str:
     output = io.StringIO()
-    call_command("ormcache", *arguments, stdout=output, no_color=True)
+    call_command("ormcache", *arguments, stdout=output, no_color=True, **options)
     return output.getvalue()
 
 
@@ -56,11 +62,16 @@ def test_an_unknown_database_is_named_with_those_that_are_known(subcommand: list
 @pytest.mark.parametrize(
     "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["audit"], ["protocol"]]
 )
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"TIMEOUT": "1h"}, "a number of seconds"), ({"CACHE_ALIAS": "nowhere"}, "Known aliases: ")],
+    ids=str,
+)
 def test_wrong_settings_are_an_error_without_a_traceback(
-    settings: Any, using: str, subcommand: list[str]
+    settings: Any, using: str, subcommand: list[str], wrong: dict[str, Any], message: str
 ) -> None:
-    settings.ORMCACHE = {"TIMEOUT": "1h"}
-    with pytest.raises(CommandError, match="a number of seconds"):
+    settings.ORMCACHE = wrong
+    with pytest.raises(CommandError, match=message):
         run(*subcommand)
 
 
@@ -129,6 +140,19 @@ def test_flush_of_a_model_that_an_app_does_not_have_is_an_error(cached: Watch) -
     with cached.expect(), pytest.raises(CommandError, match="Athor"):
         run("flush", "tests.Athor", "--database", "default")
     assert cached.invalidated == []
+
+
+@on_databases("default", transaction=True)
+def test_flush_warns_of_a_name_that_no_table_has(cached: Watch) -> None:
+    """A table that ormcache has not met may have it all the same."""
+    warnings = io.StringIO()
+    names = ("Book", "tests_author", "tests.Tag", "warehouse.stock", "stock")
+    assert run("flush", *names, "--database", "default", stderr=warnings) == (
+        f"Invalidated {', '.join(names)} of default.\n"
+    )
+    assert warnings.getvalue() == (
+        "No table is known as 'Book' or 'stock'. If a model is meant, write \"app.Model\".\n"
+    )
 
 
 @on_databases("default", transaction=True)
@@ -226,7 +250,10 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
         ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
         ("Author.objects.count()", ": 0 is not a queryset. Leave out what evaluates it"),
         ("Author", "tests.models.Author'> is not a queryset"),
-        ("Author.objects.using('none')", "The connection 'none' doesn't exist."),
+        (
+            "Author.objects.using('none')",
+            "cannot be explained: The connection 'none' doesn't exist.",
+        ),
         ("", "fails: SyntaxError"),
     ],
 )
@@ -236,6 +263,22 @@ def test_explain_says_what_is_wrong_with_an_expression(
     with pytest.raises(CommandError) as raised:
         run("explain", query)
     assert message in str(raised.value)
+
+
+@on_databases("default", transaction=True)
+def test_explain_takes_the_first_apps_of_two_models_with_one_name(
+    cached: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with isolate_apps("tests"):
+
+        class Author(models.Model):
+            class Meta:
+                app_label = "tests"
+                db_table = "of_a_later_app"
+
+    both = SimpleNamespace(get_models=lambda: [*apps.get_models(), Author])
+    monkeypatch.setattr("ormcache.management.commands.ormcache.apps", both)
+    assert "tables:    tests_author\n" in run("explain", "Author.objects")
 
 
 @on_databases("default", transaction=True)
@@ -277,6 +320,37 @@ def test_status_shows_the_quarantine(cached: Watch, using: str, cache: str) -> N
 
     caches[cache].clear()
     assert "quarantine: nothing is cached for another 0." in run("status", "--database", using)
+
+
+_LEASE = f"lease in seconds: {Settings().LEASE}"
+_DIFFERS = ("namespace", "cache", "server", "key prefix", "incarnation", "age", "registers")
+
+
+def _status_in(page: str) -> list[str]:
+    """The lines that the page shows below ``manage.py ormcache status`` and the alias."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    _, _, shown = text.partition("$ python manage.py ormcache status")
+    block, _, _ = shown.partition("\n\n")
+    return [line.strip() for line in block.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("page", ["quickstart.md", "reference/command.md", "howto/south.md"])
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_the_documentation_shows_what_status_prints_without_settings(
+    cached: Watch, settings: Any, using: str, cache: str, page: str
+) -> None:
+    """Line for line, and the values of those that are alike everywhere."""
+    settings.ORMCACHE = {"CACHE_ALIAS": cache, "LEASE": settings.ORMCACHE["LEASE"]}
+    counters.reset()
+    text = run("status", "--database", using).replace("lease in seconds: 0.5", _LEASE)
+    printed = [line.strip() for line in text.splitlines()[1:]]
+    shown = [line for line in _status_in(page) if not line.startswith("quarantine: ")]
+    if shown[-1] == "…":
+        del shown[-1], printed[len(shown) :]
+    for line, other in zip(shown, printed, strict=True):
+        assert line.partition(": ")[0] == other.partition(": ")[0]
+        assert line == other or line.startswith(_DIFFERS)
 
 
 @on_databases("postgresql", transaction=True)

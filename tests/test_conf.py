@@ -292,9 +292,10 @@ def test_wrong_settings_are_reported_each_time() -> None:
     assert conf.current().TIMEOUT == 3600
 
 
+@pytest.mark.parametrize("wrong", [{"ENABLED": "no"}, {"CACHE_ALIAS": "nonsense"}], ids=str)
 @on_databases("default", transaction=True)
-def test_wrong_settings_stop_reads_and_writes(using: str) -> None:
-    with override_settings(ORMCACHE={"ENABLED": "no"}):
+def test_wrong_settings_stop_reads_and_writes(using: str, wrong: dict[str, Any]) -> None:
+    with override_settings(ORMCACHE=wrong):
         with pytest.raises(SettingsError):
             Author.objects.count()
         with pytest.raises(SettingsError):

@@ -94,6 +94,12 @@ def test_a_manager_is_all_its_rows(cached: Watch) -> None:
     assert explain(Author.objects).key == explain(Author.objects.all()).key
 
 
+@pytest.mark.parametrize("thing", [Author, "Author.objects", None, 3, []], ids=repr)
+def test_what_is_no_queryset_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match=r"is not a queryset\. .* of a model, give Model\.objects"):
+        explain(thing)
+
+
 @on_databases("default", transaction=True)
 def test_an_explanation_can_not_be_changed(cached: Watch) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):

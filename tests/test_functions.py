@@ -312,6 +312,15 @@ def test_parameter_that_postgresql_reads_as_now_is_refused(cached: Watch, using:
 
 
 @on_databases("postgresql", transaction=True)
+def test_list_in_which_postgresql_reads_now_is_refused(cached: Watch, using: str) -> None:
+    rows = EveryField.objects.using(using).extra(
+        where=["datetime < ANY (%s::timestamptz[])"], params=[["2000-01-01", "now"]]
+    )
+    with cached.expect(Reason.NON_DETERMINISTIC):
+        list(rows)
+
+
+@on_databases("postgresql", transaction=True)
 def test_text_that_holds_such_a_word_is_a_good_parameter(cached: Watch, using: str) -> None:
     cached.warm(lambda: list(Author.objects.using(using).filter(name="now")))
     cached.warm(lambda: list(EveryField.objects.using(using).filter(char__contains="now")))
@@ -376,6 +385,11 @@ def test_no_function_is_both_known_and_volatile() -> None:
         (["a", "now"], "postgresql", "now"),
         ([" TODAY 12:00"], "postgresql", " TODAY 12:00"),
         (["knowledge", 3, None, "%now%", "now " * 20], "postgresql", None),
+        ([["a", "now"]], "postgresql", "now"),
+        ([("a", ["b", "Yesterday"])], "postgresql", "Yesterday"),
+        ([["a", ["b"]], "today"], "postgresql", "today"),
+        ([["knowledge"], []], "postgresql", None),
+        ([["now"]], "sqlite", None),
         (["now"], "mysql", None),
         (["now"], "sqlite", None),
     ],

@@ -136,9 +136,11 @@ def test_nothing_is_not_everything() -> None:
         ormcache.invalidate()
 
 
-@pytest.mark.parametrize("thing", [1, None, b"tests_author", object, ["tests_author"]], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [1, None, b"tests_author", object, ["tests_author"], models.Model], ids=repr
+)
 def test_what_is_no_model_is_refused(thing: Any) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="is neither a model nor the name"):
         ormcache.invalidate(thing)
 
 

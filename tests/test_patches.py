@@ -1,6 +1,7 @@
 """The hooks in Django's classes come, stay beside others' and go without a trace."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ from django.db import connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models.sql.compiler import SQLCompiler
 from django.template import Context, Engine
+from django.test.utils import CaptureQueriesContext
 
-from ormcache import patches
+from ormcache import patches, writes
 from tests import factories
 from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.marks import on_databases
@@ -89,6 +91,31 @@ def test_installed_anew_everything_works(cached: Watch, installed: None) -> None
     cached.warm(names)
     AuthorFactory(name="new")
     assert cached.warm(names) == ["new"]
+
+
+@on_databases()
+def test_what_a_debug_cursor_does_itself_is_hooked_as_well(using: str) -> None:
+    """It hides what CursorWrapper.__getattr__ would give."""
+    connection = connections[using]
+    with CaptureQueriesContext(connection), connection.cursor() as cursor:
+        own = writes.DRIVER_METHODS & set(dir(type(cursor)))
+        assert own == ({"copy"} if using == "postgresql" else set())
+        assert all(hasattr(getattr(cursor, name), "__wrapped__") for name in own)
+
+
+@pytest.mark.parametrize("engine", ["sqlite3", "oracle"])
+def test_without_postgresql_its_driver_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """And no other that is missing, either: the databases in question tell of it themselves."""
+    engines = {"default": {"ENGINE": f"django.db.backends.{engine}"}}
+    monkeypatch.setattr(connections, "settings", engines)
+    for module in ("psycopg", "psycopg2", "oracledb", "cx_Oracle"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for backend in ("postgresql", "oracle"):
+        for name in [n for n in sys.modules if n.startswith(f"django.db.backends.{backend}")]:
+            monkeypatch.delitem(sys.modules, name)
+    assert {(CursorWrapper, "_execute"), (CursorWrapper, "__getattr__")} <= set(hooked())
 
 
 # --- beside other packages -----------------------------------------------------------------

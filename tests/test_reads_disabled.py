@@ -2,11 +2,13 @@
 
 import asyncio
 import contextvars
+import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, markcoroutinefunction, sync_to_async
 from django.db import connections
 
 import ormcache
@@ -200,6 +202,62 @@ def test_a_coroutine_function_can_be_decorated(cached: Watch) -> None:
 
     with cached.expect(OFF, "hit"):
         run(both())
+
+
+def _that_returns_a_coroutine() -> Any:
+    def question() -> Any:
+        return Author.objects.acount()
+
+    return question
+
+
+def _that_is_marked() -> Any:
+    return markcoroutinefunction(_that_returns_a_coroutine())
+
+
+def _with_an_asynchronous_call() -> Any:
+    class Question:
+        async def __call__(self) -> int:
+            return await Author.objects.acount()
+
+    return Question()
+
+
+def _in_a_partial() -> Any:
+    async def question(manager: Any) -> int:
+        return await manager.acount()
+
+    return functools.partial(question, Author.objects)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_that_returns_a_coroutine, _that_is_marked, _with_an_asynchronous_call, _in_a_partial],
+)
+def test_a_coroutine_function_in_disguise_can_be_decorated(
+    cached: Watch, make: Callable[[], Any]
+) -> None:
+    question = disabled()(make())
+
+    async def both() -> None:
+        assert await question() == 0
+        await Author.objects.acount()
+
+    with cached.expect(OFF, "hit"):
+        run(both())
+
+
+def test_a_decorated_function_in_disguise_begins_when_it_is_awaited(cached: Watch) -> None:
+    question = disabled()(_that_returns_a_coroutine())
+
+    async def three() -> None:
+        awaitable = question()
+        await Author.objects.acount()
+        await awaitable
+        await Author.objects.acount()
+
+    with cached.expect("hit", OFF, "hit"):
+        run(three())
 
 
 def test_a_decorated_coroutine_that_fails_leaves_nothing_behind(cached: Watch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.db import connection, connections, models, transaction
 from django.db.models import Count, Q, Value
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now, Random
 from django.db.models.sql import Query
 from django.db.models.sql.constants import CURSOR, NO_RESULTS, ROW_COUNT
@@ -87,6 +88,17 @@ def test_a_read_that_locks_goes_to_the_database(cached: Watch, using: str) -> No
         ):
             with cached.expect(Reason.SELECT_FOR_UPDATE):
                 question()
+
+
+@on_databases("postgresql", transaction=True)
+def test_a_table_whose_name_is_escaped_is_not_looked_for(cached: Watch, using: str) -> None:
+    tags = RawSQL(r"""(SELECT count(*) FROM U&"tests\005ftag")""", [])
+    question = authors(using).annotate(tags=tags).values_list("tags", flat=True)
+    authors(using).create(name="a")
+    for count in range(2):
+        with cached.expect(Reason.UNREADABLE_SQL):
+            assert list(question.all()) == [count]
+        Tag.objects.using(using).create(name=str(count))
 
 
 @on_databases("default", transaction=True)

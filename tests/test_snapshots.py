@@ -553,6 +553,38 @@ def test_a_session_that_sees_something_else_is_not_cached(
         assert cached.hit(names) == [OLD]
 
 
+_TELL = "set_config('search_path', 'one', false)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (f"DO $$ BEGIN PERFORM {_TELL}; END $$", ["one"]),
+        ("DO $$ BEGIN EXECUTE 'SET search_path TO one'; END $$", ["one"]),
+        ("DO $$ BEGIN SET ROLE {nobody}; END $$", []),
+        (f"INSERT INTO tests_tag (name) VALUES ({_TELL})", ["one"]),
+        (f"INSERT INTO tests_tag (name) SELECT {_TELL}", ["one"]),
+        (f"CREATE TEMP TABLE tests_scratch AS SELECT {_TELL}", ["one"]),
+        ("UPDATE pg_settings SET setting = 'one' WHERE name = 'search_path'", ["one"]),
+        (f"PREPARE tests_tell AS SELECT {_TELL}; EXECUTE tests_tell", ["one"]),
+    ],
+)
+@on_postgresql
+def test_a_session_that_is_altered_in_the_midst_of_a_statement_is_not_cached(
+    cached: Watch,
+    using: str,
+    names: Names,
+    tenants: None,
+    statement: str,
+    expected: list[str],
+) -> None:
+    with session(using):
+        execute(using, statement.format(nobody=NOBODY))
+        with cached.expect(SESSION, SESSION):
+            assert names() == names() == expected
+    assert cached.warm(names) == [OLD]
+
+
 @on_mariadb
 def test_a_session_that_uses_another_database_is_not_cached(
     cached: Watch, using: str, author: Author, names: Names

@@ -30,13 +30,14 @@ from django.db import (
     models,
     transaction,
 )
-from django.db.backends.utils import CursorWrapper
+from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.db.migrations.state import ProjectState
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Coalesce, Concat
-from django.test.utils import isolate_apps, override_settings
+from django.test.utils import CaptureQueriesContext, isolate_apps, override_settings
 
 import ormcache
+from ormcache.sql import Kind
 from ormcache.writes import effect_of
 from tests import factories
 from tests.factories import (
@@ -960,6 +961,24 @@ def stream_in_a_transaction(db):
         assert list(cursor.stream("UPDATE tests_author SET name = 'new' RETURNING name"))
 
 
+@story(POSTGRESQL)
+def copy_by_name(db):
+    yield rows(Tag, db)
+    with (
+        connections[db].cursor() as cursor,
+        cursor.copy(statement="COPY tests_tag (name) FROM STDIN") as to,
+    ):
+        to.write_row(["new"])
+
+
+@story(POSTGRESQL)
+def stream_by_name(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    with connections[db].cursor() as cursor:
+        list(cursor.stream(query="UPDATE tests_author SET name = 'new' RETURNING name"))
+
+
 @story(MARIADB)
 def load_data(db):
     TagFactory(name="old")
@@ -969,6 +988,34 @@ def load_data(db):
         cursor.execute(f"SELECT 'new' INTO OUTFILE '{file}'")
     yield rows(Tag, db)
     run(db, f"LOAD DATA INFILE '{file}' INTO TABLE tests_tag (name)")
+
+
+@story()
+def statement_that_a_wrapper_makes_of_another(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    with connections[db].execute_wrapper(lambda execute, sql, *args: execute(_RENAME, *args)):
+        run(db, "SELECT 1")
+
+
+@story()
+def executemany_that_a_wrapper_leads_to_another_table(db):
+    yield rows(Tag, db)
+
+    def lead_astray(execute: Any, sql: str, *args: Any) -> Any:
+        return execute(sql.replace("tests_note (text)", "tests_tag (name)"), *args)
+
+    with connections[db].execute_wrapper(lead_astray), connections[db].cursor() as cursor:
+        cursor.executemany("INSERT INTO tests_note (text) VALUES (%s)", [["a"], ["b"]])
+
+
+@story(POSTGRESQL)
+def explain_analyze_of_what_was_prepared(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, f"PREPARE tests_rename AS {_RENAME}")
+    run(db, "EXPLAIN ANALYZE EXECUTE tests_rename")
+    run(db, "DEALLOCATE tests_rename")
 
 
 @story()
@@ -987,6 +1034,13 @@ def table_with_a_capital(db):
     Legacy.objects.using(db).create(name="old")
     yield rows(Legacy, db)
     run(db, f"UPDATE {quoted(Legacy, db)} SET name = 'new'")
+
+
+@story(POSTGRESQL)
+def table_whose_name_is_escaped(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(db, r"""UPDATE U&"tests\005fauthor" SET name = 'new'""")
 
 
 @story(SQLITE)
@@ -1623,24 +1677,72 @@ class Psycopg2Cursor:
         self.copy_from(file, "tests_tag")
 
 
+_COPY = "COPY tests_tag FROM STDIN"
+
+
+@pytest.mark.parametrize("wrapper", [CursorWrapper, CursorDebugWrapper])
 @pytest.mark.parametrize(
     "copy",
     [
         lambda cursor: cursor.copy_from(io.StringIO("new\n"), "tests_tag", columns=["name"]),
-        lambda cursor: cursor.copy_expert("COPY tests_tag FROM STDIN", io.StringIO("new\n")),
+        lambda cursor: cursor.copy_expert(_COPY, io.StringIO("new\n")),
+        lambda cursor: cursor.copy_from(table="tests_tag", file=io.StringIO("new\n")),
+        lambda cursor: cursor.copy_expert(file=io.StringIO("new\n"), sql=_COPY),
     ],
-    ids=["copy_from", "copy_expert"],
+    ids=["copy_from", "copy_expert", "copy_from by name", "copy_expert by name"],
 )
 @on_databases(SQLITE, transaction=True)
 def test_copies_of_psycopg2_are_seen(
-    cached: Watch, using: str, copy: Callable[[Any], None]
+    cached: Watch, using: str, copy: Callable[[Any], None], wrapper: type[CursorWrapper]
 ) -> None:
     tags = rows(Tag, using)
     cached.warm(tags)
     connection = connections[using]
     with contextlib.closing(connection.connection.cursor()) as cursor:
-        copy(CursorWrapper(Psycopg2Cursor(cursor), connection))
+        copy(wrapper(Psycopg2Cursor(cursor), connection))
     assert len(cached.warm(tags)) == 1
+
+
+@pytest.mark.parametrize(
+    ("using", "tell"),
+    [
+        pytest.param(*place.values, tell, marks=place.marks, id=tell.__name__)
+        for tell, alias in (
+            (executescript, SQLITE),
+            (executescript_with_a_transaction_of_its_own, SQLITE),
+            (copy, POSTGRESQL),
+            (copy_by_name, POSTGRESQL),
+            (copy_in_a_transaction, POSTGRESQL),
+            (stream, POSTGRESQL),
+            (stream_in_a_transaction, POSTGRESQL),
+        )
+        for place in on_databases(alias, transaction=True).args[1]
+    ],
+)
+@pytest.mark.parametrize("reason", ["DEBUG", "captured"])
+def test_what_a_driver_writes_is_seen_on_a_cursor_that_logs(
+    cached: Watch, settings: Any, using: str, tell: Story, reason: str
+) -> None:
+    if reason == "DEBUG":
+        settings.DEBUG = True
+        check(cached, using, tell)
+    else:
+        with CaptureQueriesContext(connections[using]):
+            check(cached, using, tell)
+
+
+@on_databases(SQLITE, transaction=True)
+def test_a_cursor_that_logs_fetches_the_rows_that_end_a_statement(
+    cached: Watch, using: str
+) -> None:
+    AuthorFactory()
+    authors = rows(Author, using)
+    cached.warm(authors)
+    for fetch in ("fetchone", "fetchmany", "fetchall"):
+        with CaptureQueriesContext(connections[using]), connections[using].cursor() as cursor:
+            cursor.execute(f"UPDATE tests_author SET name = '{fetch}' RETURNING name")
+            getattr(cursor, fetch)()
+        assert cached.warm(authors)[0][1] == fetch
 
 
 def test_a_method_that_a_driver_does_not_have_is_not_made_up() -> None:
@@ -1804,6 +1906,30 @@ def test_reads_of_the_orm_past_the_cache_invalidate_nothing(cached: Watch, using
         connections[using].introspection.get_table_description(cursor, "tests_author")
     assert cached.invalidated == []
     cached.hit(rows(Author, using))
+
+
+@on_databases(transaction=True)
+def test_a_statement_that_a_wrapper_does_not_execute_invalidates_nothing(
+    cached: Watch, using: str
+) -> None:
+    tags = rows(Tag, using)
+    cached.warm(tags)
+    cached.clear()
+    connection = connections[using]
+    with connection.execute_wrapper(lambda execute, *args: None), connection.cursor() as cursor:
+        cursor.execute("DELETE FROM tests_tag")
+        cursor.executemany("INSERT INTO tests_tag (name) VALUES (%s)", [["a"], ["b"]])
+    assert cached.invalidated == []
+    cached.hit(tags)
+
+
+@on_databases(POSTGRESQL, transaction=True)
+def test_many_rows_at_once_are_written_to_their_table_alone(cached: Watch, using: str) -> None:
+    """Django sends them as INSERT INTO … SELECT * FROM UNNEST(…)."""
+    with CaptureQueriesContext(connections[using]) as sent:
+        Tag.objects.using(using).bulk_create([Tag(name="a"), Tag(name="b")])
+    assert [query["sql"] for query in sent if "UNNEST" in query["sql"]]
+    assert cached.invalidated == [("tests_tag",)]
 
 
 @on_databases(transaction=True)
@@ -2038,6 +2164,13 @@ def check(cached: Watch, using: str, tell: Story) -> None:
 @pytest.mark.parametrize(("using", "tell"), _stories)
 def test_what_was_written_is_read(cached: Watch, using: str, tell: Story) -> None:
     check(cached, using, tell)
+
+
+def test_a_declared_procedure_that_may_alter_the_session_writes_what_is_declared() -> None:
+    with told(WRITES={"tests_rename": ["tests_tag"]}):
+        effect = effect_of("CALL tests_rename('pg_settings')", "postgresql")
+    assert effect.kind == Kind.WRITE | Kind.SESSION
+    assert effect.tables == {"tests_rename", "tests_tag"}
 
 
 def test_a_process_that_only_writes_knows_the_tables_of_no_model_that_others_read() -> None:

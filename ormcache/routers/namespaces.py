@@ -77,8 +77,7 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
         chosen_text: what :func:`ormcache.routers.chosen.text_for` has just said.
 
     Raises:
-        InvalidCacheBackendError: an unknown cache alias.
-        SettingsError: ``NAMESPACE`` does not do what it must.
+        SettingsError: a cache alias is unknown, or ``NAMESPACE`` does not do what it must.
     """
     if chosen_text is None:
         chosen_text = chosen.text_for(connection, settings)

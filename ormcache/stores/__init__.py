@@ -10,6 +10,7 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.signals import setting_changed
 
+from ormcache.exceptions import SettingsError
 from ormcache.stores.base import EVERYTHING, Lookup, Store, is_store_access
 from ormcache.stores.breaker import Breaker
 from ormcache.stores.locmem import LocMemStore
@@ -50,6 +51,11 @@ def strict_store(cache_alias: str) -> Store | None:
 
 
 def _make(cache_alias: str, consistency: str) -> Store | None:
+    if cache_alias not in caches:
+        raise SettingsError(
+            f"ORMCACHE uses the cache alias {cache_alias!r}, which CACHES does not have. "
+            f"Known aliases: {', '.join(sorted(caches))}."
+        )
     if isinstance(caches[cache_alias], DummyCache):
         return None
     if consistency == "standard":
@@ -64,7 +70,7 @@ def store_for(cache_alias: str, consistency: str) -> Store | None:
     """The store of a cache, the same for all who ask.
 
     Args:
-        cache_alias: a key of ``CACHES``; raises ``InvalidCacheBackendError`` if it is not.
+        cache_alias: a key of ``CACHES``; raises SettingsError if it is not.
         consistency: ``ORMCACHE["CONSISTENCY"]``.
 
     Returns:

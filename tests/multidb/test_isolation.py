@@ -1,5 +1,6 @@
 """Several databases at once: each keeps to its own namespace, and one database to one."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.aliases import alias_of
 from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.factories import using as factories_using
 from tests.interleaving import route_of, store_of
-from tests.marks import DATABASES, needs, on_databases
+from tests.marks import DATABASES, needs, on_databases, on_pairs
 from tests.models import Author, Book, Tag
 from tests.watching import Watch
 
@@ -179,6 +180,36 @@ def test_a_write_through_one_alias_is_seen_through_the_other(
         with transaction.atomic(using=writer):
             Author.objects.using(writer).update(name="in a transaction")
         assert cached.warm(names(reader)) == ["in a transaction"]
+
+
+def _link_to(file: str, directory: Path) -> str:
+    link = directory / "link.sqlite3"
+    link.symlink_to(file)
+    return str(link)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda file, directory: os.path.relpath(file),
+        lambda file, directory: os.path.join(os.path.dirname(file), ".", os.path.basename(file)),
+        lambda file, directory: Path(file),
+        lambda file, directory: f"file:{file}?cache=private",
+        _link_to,
+    ],
+    ids=["relative", "dot", "Path", "URI", "link"],
+)
+@on_pairs(("default", "redis"), transaction=True)
+def test_a_write_is_seen_through_an_alias_that_spells_the_file_in_another_way(
+    cached: Watch, using: str, cache: str, tmp_path: Path, spell: Callable[[str, Path], Any]
+) -> None:
+    AuthorFactory(name="old")
+    name = spell(connections[using].settings_dict["NAME"], tmp_path)
+    with alias_of(using, "second", NAME=name) as second:
+        for writer, reader in ((using, second), (second, using)):
+            cached.warm(names(reader))
+            Author.objects.using(writer).update(name=writer)
+            assert cached.warm(names(reader)) == [writer]
 
 
 @on_databases("postgresql", "mariadb", transaction=True)

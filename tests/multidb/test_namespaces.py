@@ -15,13 +15,13 @@ import django
 import pytest
 from django.apps import apps
 from django.core import mail
-from django.core.cache import InvalidCacheBackendError
 from django.db import connections
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ormcache.conf import current, parse
 from ormcache.connection_state import state_of
+from ormcache.exceptions import SettingsError
 from ormcache.routers.namespaces import identity, namespace, route
 from tests.marks import needs
 
@@ -348,9 +348,14 @@ def test_a_database_may_do_without_expiry() -> None:
     assert route(connections["default"], mine).timeout is None
 
 
-def test_an_unknown_cache_is_an_error() -> None:
-    with pytest.raises(InvalidCacheBackendError):
-        route(connections["default"], settings(CACHE_ALIAS="nonsense"))
+def test_an_unknown_cache_is_an_error_that_names_the_known_ones() -> None:
+    message = r"cache alias 'nonsense', .* Known aliases: .*\bdefault, .*\blocmem\b"
+    for options in (
+        {"CACHE_ALIAS": "nonsense"},
+        {"DATABASES": {"default": {"CACHE_ALIAS": "nonsense"}}},
+    ):
+        with pytest.raises(SettingsError, match=message):
+            route(connections["default"], settings(**options))
 
 
 def test_a_dummy_cache_stores_nothing() -> None:

@@ -193,14 +193,35 @@ def test_a_trigger_may_write_to_another_tenant(cached: Watch) -> None:
         outside("DROP FUNCTION public.copy_tag CASCADE")
 
 
-def test_a_wrapper_around_the_statement_may_lead_to_another_tenant(cached: Watch) -> None:
+def _by_the_driver() -> None:
+    with schema_context("beta"), connection.connection.cursor() as cursor:
+        cursor.execute("SET search_path TO beta")
+
+
+def _by_a_cursor() -> None:
+    with schema_context("beta"):
+        execute("SELECT 1")
+
+
+def _by_hand() -> None:
+    execute("SET search_path TO beta")
+
+
+def _for_good() -> None:
+    connection.set_schema("beta")
+    execute("SELECT 1")
+
+
+@pytest.mark.parametrize("lead", [_by_the_driver, _by_a_cursor, _by_hand, _for_good])
+def test_a_wrapper_around_the_statement_may_lead_to_another_tenant(
+    cached: Watch, lead: Callable[[], None]
+) -> None:
     for tenant in TENANTS:
         cached.warm(within(tenant))
 
     def lead_astray(execute: Any, sql: str, *args: Any) -> Any:
         if sql.startswith("INSERT"):
-            with schema_context("beta"), connection.connection.cursor() as cursor:
-                cursor.execute("SET search_path TO beta")
+            lead()
         return execute(sql, *args)
 
     with connection.execute_wrapper(lead_astray):
@@ -208,6 +229,17 @@ def test_a_wrapper_around_the_statement_may_lead_to_another_tenant(cached: Watch
     assert outside("SELECT name FROM beta.shop_author") == [("where?",)]
     assert in_beta() == ["where?"]
     assert in_alpha() == []
+
+
+def test_a_wrapper_that_leads_nowhere_leaves_the_answers_of_other_tenants_valid(
+    cached: Watch,
+) -> None:
+    for tenant in TENANTS:
+        cached.warm(within(tenant))
+    with connection.execute_wrapper(lambda execute, *args: execute(*args)):
+        add("alpha", "new")
+    assert cached.hit(in_beta) == []
+    assert cached.warm(in_alpha) == ["new"]
 
 
 def test_a_read_that_a_wrapper_led_to_another_tenant_is_not_stored(cached: Watch) -> None:
