@@ -15,7 +15,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import Model
 
@@ -56,6 +56,7 @@ class ReplicaRouter:
         self._turns = itertools.count(random.randrange(1000))
         self._has_hooks = False
         request_started.connect(pins.begin_request, dispatch_uid="ormcache.routers.pins")
+        request_finished.connect(pins.end_request, dispatch_uid="ormcache.routers.pins")
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
         """A replica that answers and shows what this context has written; else the primary.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.core import signing
 from django.core.handlers.asgi import ASGIHandler
@@ -103,6 +103,69 @@ def test_tasks_of_a_request_share_what_they_write(paused: Pair) -> None:
 def test_a_response_that_is_streamed_reads_what_the_view_has_written(paused: Pair) -> None:
     response = Client().get("/write_and_stream?name=new")
     assert b"".join(response) == b"oldnew"
+
+
+# --- requests within a script --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("middlewares", [[], MIDDLEWARE], ids=["bare", "middleware"])
+@on_replicated("postgresql")
+def test_a_script_stays_pinned_while_it_makes_requests(
+    paused: Pair, settings: Any, middlewares: list[str]
+) -> None:
+    settings.MIDDLEWARE = middlewares
+    Author.objects.create(name="new")
+    for _ in range(2):
+        assert Client().get("/read").json() == OLD
+        assert reader() == PRIMARY
+    catch_up(paused)
+    assert reader() == REPLICA
+
+
+@pytest.mark.parametrize("middlewares", [[], MIDDLEWARE], ids=["bare", "middleware"])
+@on_replicated("postgresql")
+def test_a_script_stays_pinned_while_it_makes_requests_in_coroutines(
+    paused: Pair, settings: Any, middlewares: list[str]
+) -> None:
+    settings.MIDDLEWARE = middlewares
+
+    async def script() -> str:
+        await Author.objects.acreate(name="new")
+        await AsyncClient().get("/read_later")
+        return await sync_to_async(reader)()
+
+    assert async_to_sync(script)() == PRIMARY
+
+
+@on_replicated("postgresql")
+def test_a_script_reads_what_its_requests_have_written(paused: Pair) -> None:
+    Client().post("/write?name=new")
+    assert reader() == PRIMARY
+
+
+@on_replicated("postgresql")
+def test_a_streamed_response_ends_its_request_when_it_has_been_read(paused: Pair) -> None:
+    Author.objects.create(name="new")
+    response = Client().get("/write_and_stream?name=newer")
+    assert b"".join(response) == b"oldnewnewer"
+    scope = pins.current()
+    assert scope is not None
+    assert not scope.is_request
+    assert reader() == PRIMARY
+
+
+@on_replicated("postgresql")
+def test_a_pin_from_a_cookie_is_no_later_than_what_the_script_has_written(paused: Pair) -> None:
+    user = Client()
+    user.post("/write?name=new")
+    Author.objects.create(name="newer")
+    scope = pins.current()
+    assert scope is not None
+    last = scope.pins[PRIMARY]
+    user.get("/read")
+    scope = pins.current()
+    assert scope is not None
+    assert scope.pins[PRIMARY] is last
 
 
 # --- the cookie --------------------------------------------------------------------------------
