@@ -22,7 +22,14 @@ from ormcache import conf, sql
 from ormcache.exceptions import SettingsError
 from ormcache.replica_router import ReplicaRouter
 from ormcache.routers import chosen, groups
-from ormcache.routers.namespaces import cache_alias_of, group_namespace, identity
+from ormcache.routers.namespaces import (
+    cache_alias_of,
+    group_namespace,
+    identity,
+    is_mirrored,
+    may_lag,
+    way,
+)
 from ormcache.stores import strict_store
 
 _RIVALS = {"cachalot": "E006", "cacheops": "E007"}
@@ -64,6 +71,7 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
     found += _routers(primaries, settings)
     found += _order_of_middleware()
     if settings.ENABLED:
+        found += _unnamed_databases(primaries, settings)
         found += _shared_databases(settings)
         found += _undeclared_replicas(primaries, settings)
     return found
@@ -282,13 +290,26 @@ def _groups(
             )
             continue
         database = settings.DATABASES.get(alias) or conf.DatabaseSettings()
-        tells = replica.vendor in ("postgresql", "mysql") or _is_one_database(alias, primary)
-        if database.ENABLED and database.MAX_LAG is None and not tells:
+        if not database.ENABLED or database.MAX_LAG is not None:
+            continue
+        lags = may_lag(replica, connections[primary], settings)
+        if lags and replica.vendor not in ("postgresql", "mysql"):
             yield _warning(
                 "W010",
                 f"Nothing tells how far the replica {alias!r} ({replica.vendor}) is behind "
                 f"{primary!r}, so nothing that is read from it is stored.",
                 f"Declare ORMCACHE['DATABASES'][{alias!r}]['MAX_LAG'], in seconds.",
+            )
+        # SQLite has no servers, and a test run one of them.
+        is_certain = replica.vendor == "sqlite" or is_mirrored(replica)
+        if database.PRIMARY is not None and not lags and not is_certain:
+            yield _warning(
+                "W015",
+                f"The database alias {alias!r} is declared to be a replica of {primary!r}, but "
+                "nothing in DATABASES tells their servers apart: what is read from it is stored "
+                "as if it were never behind.",
+                f"If it may be, declare ORMCACHE['DATABASES'][{alias!r}]['MAX_LAG'], in seconds; "
+                "silence ormcache.W015 if both lead to one server.",
             )
     for alias, database in sorted(settings.DATABASES.items()):
         if database.MAX_LAG is not None and alias not in primaries and alias in connections:
@@ -381,6 +402,29 @@ def _order_of_middleware() -> Iterator[checks.CheckMessage]:
         )
 
 
+def _unnamed_databases(
+    primaries: Mapping[str, str], settings: conf.Settings
+) -> Iterator[checks.CheckMessage]:
+    """A file of options that another site has at the same path may name another database."""
+    if settings.KEY_PREFIX:
+        return
+    for alias in sorted(set(connections) - set(primaries)):
+        facts = connections[alias].settings_dict
+        options = facts.get("OPTIONS") or {}
+        if (
+            facts["ENGINE"] != "django.db.backends.dummy"
+            and not facts["NAME"]
+            and not any(options.get(name) for name in ("dbname", "database", "db", "service"))
+        ):
+            yield _error(
+                "E018",
+                f"The database alias {alias!r} has no NAME: other sites that share the cache may "
+                "have the same settings and another database, and would get its rows.",
+                f"Set DATABASES[{alias!r}]['NAME'] to the name of the database, or "
+                "ORMCACHE['KEY_PREFIX'] to one of the site's own.",
+            )
+
+
 def _shared_databases(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Aliases of one database must share a cache, or a write would reach one of them only."""
     seen: dict[str, tuple[str, str]] = {}
@@ -416,7 +460,7 @@ def _undeclared_replicas(
         if (
             alias in primaries
             or first in primaries
-            or _is_one_database(alias, first)
+            or way(connection) == way(connections[first])
             or (database is not None and not database.ENABLED)
         ):
             continue

@@ -55,7 +55,7 @@ def _touch(using: str | None, names: set[str]) -> None:
     unreachable = None
     for alias in [using] if using is not None else list(connections):
         try:
-            transactions.touch(alias, names)
+            transactions.touch(connections[alias], names)
         except CacheUnreachable as error:
             # The others are told all the same.
             unreachable = unreachable or error

@@ -24,8 +24,9 @@ class ReadYourWritesMiddleware:
     """Carries what a request has written over to the user's next requests, in a signed cookie.
 
     For synchronous and asynchronous projects. Put it first in ``MIDDLEWARE``: it does not see what
-    the middlewares before it write. A request that writes nothing sets no cookie, and the cookie
-    is deleted when all replicas have caught up.
+    the middlewares before it write. A request that writes nothing sets no cookie. The cookie is
+    never deleted, because a request that was slow would delete that of a later write; it ends by
+    itself.
     """
 
     sync_capable = True
@@ -63,14 +64,16 @@ class ReadYourWritesMiddleware:
         return response
 
     def _told(self, request: HttpRequest) -> dict[str, Pin]:
-        """The pins in the cookie; none if it is too old or not one of ours."""
+        """The pins in the cookie that matter still; none if it is too old or not one of ours."""
         cookie = request.COOKIES.get(self.cookie_name)
         if cookie is None:
             return {}
         try:
-            return dict(_unpacked(signing.loads(cookie, salt=_SALT, max_age=self.max_age)))
+            packed = signing.loads(cookie, salt=_SALT, max_age=self.max_age)
+            told = dict(_unpacked(packed))
         except (signing.BadSignature, ValueError, TypeError, AttributeError):
             return {}
+        return {primary: pin for primary, pin in told.items() if not is_over(pin)}
 
     def _tell(
         self,
@@ -80,10 +83,7 @@ class ReadYourWritesMiddleware:
         scope: Scope,
     ) -> None:
         held = [pin for pin in list(scope.pins.values()) if not is_over(pin)]
-        if not held:
-            if self.cookie_name in request.COOKIES:
-                response.delete_cookie(self.cookie_name, **_place(), samesite="Lax")
-        elif any(pin is not told.get(pin.primary) for pin in held):
+        if any(pin is not told.get(pin.primary) for pin in held):
             response.set_cookie(
                 self.cookie_name,
                 signing.dumps(_packed(held), salt=_SALT),
@@ -91,16 +91,10 @@ class ReadYourWritesMiddleware:
                 secure=request.is_secure(),
                 httponly=True,
                 samesite="Lax",
-                **_place(),
+                # Where that of the session is valid.
+                path=django_settings.SESSION_COOKIE_PATH,
+                domain=django_settings.SESSION_COOKIE_DOMAIN,
             )
-
-
-def _place() -> dict[str, Any]:
-    """Where the cookie is valid: where that of the session is."""
-    return {
-        "path": django_settings.SESSION_COOKIE_PATH,
-        "domain": django_settings.SESSION_COOKIE_DOMAIN,
-    }
 
 
 def _packed(held: Iterable[Pin]) -> dict[str, tuple[str | None, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import Model
 
@@ -23,7 +23,7 @@ from ormcache import access, replicas
 from ormcache.conf import current
 from ormcache.connection_state import state_of
 from ormcache.exceptions import SettingsError
-from ormcache.routers import groups, health, pins, schemas
+from ormcache.routers import chosen, groups, health, pins, schemas
 from ormcache.routers.namespaces import Route
 from ormcache.routers.pins import Pin, Scope
 from ormcache.routers.positions import Position, PositionUnknown
@@ -56,13 +56,15 @@ class ReplicaRouter:
         self._turns = itertools.count(random.randrange(1000))
         self._has_hooks = False
         request_started.connect(pins.begin_request, dispatch_uid="ormcache.routers.pins")
+        request_finished.connect(pins.end_request, dispatch_uid="ormcache.routers.pins")
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
         """A replica that answers and shows what this context has written; else the primary.
 
         None, which lets the next router decide, if the model or the instance lives elsewhere.
         """
-        others = groups.replicas_of(self.primary, current())
+        settings = current()
+        others = groups.replicas_of(self.primary, settings)
         if (hints or self.app_labels is not None) and not self._is_ours(model, hints, others):
             return None
         if not others:
@@ -75,8 +77,8 @@ class ReplicaRouter:
             pin, first = None, others[next(self._turns) % len(others)]
         else:
             pin, first = scope.pins.get(self.primary), self._first(others, scope)
-        has_tenants = "schema_name" in connection.__dict__
-        if pin is None and not has_tenants and first in health.well and not access.is_guarded():
+        is_switched = "schema_name" in connection.__dict__ or chosen.is_configured(settings)
+        if pin is None and not is_switched and first in health.well and not access.is_guarded():
             # As it is nearly always.
             return first
         return self._reader(others, first, pin, scope)
@@ -157,8 +159,15 @@ class ReplicaRouter:
         self._has_hooks = True
 
 
-def _is_set_to_the_same_tenant(one: str, other: str) -> bool:
-    return schemas.named(connections[one]) == schemas.named(connections[other])
+def _is_set_to_the_same_tenant(alias: str, primary: str) -> bool:
+    """Raises SettingsError if ``NAMESPACE`` does not do what it must."""
+    replica, connection = connections[alias], connections[primary]
+    if schemas.named(replica) != schemas.named(connection):
+        return False
+    settings = current()
+    return not chosen.is_configured(settings) or (
+        chosen.text_for(replica, settings) == chosen.text_for(connection, settings)
+    )
 
 
 # --- health --------------------------------------------------------------------------------

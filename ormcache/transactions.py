@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from django import db
-from django.db import DEFAULT_DB_ALIAS, connections
 
 from ormcache import brackets, sessions
 from ormcache.brackets import Bracket, Brackets
@@ -154,12 +153,11 @@ def _meet_server(connection: Any) -> None:
     sessions.meet(connection, number)
 
 
-def touch(using: str | None, tables: Iterable[str]) -> None:
-    """Invalidate ``tables`` of the alias ``using`` now and, in a transaction, at its commit.
+def touch(connection: Any, tables: Iterable[str]) -> None:
+    """Invalidate ``tables`` of ``connection`` now and, in a transaction, at its commit.
 
     Raises CacheUnreachable as :func:`announce` does.
     """
-    connection = connections[using or DEFAULT_DB_ALIAS]
     state = state_of(connection)
     names = set(tables)
     if in_transaction(connection, state):

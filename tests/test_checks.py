@@ -444,6 +444,15 @@ def test_w008_warns_of_what_looks_like_a_replica(check: Check, alias: Callable[.
     assert check(ormcache={"DATABASES": {"primary": {"PRIMARY": "replica"}}}) == []
 
 
+def test_w008_knows_that_one_address_may_lead_to_several_servers(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("primary", **postgresql("db1,db2", OPTIONS={"target_session_attrs": "read-write"}))
+    alias("replica", **postgresql("db1,db2", OPTIONS={"target_session_attrs": "standby"}))
+    assert the_only(check()).id == "ormcache.W008"
+    assert check(ormcache={"DATABASES": {"replica": {"PRIMARY": "primary"}}}) == []
+
+
 def test_w008_knows_djangos_own_word_for_a_replica(
     check: Check, alias: Callable[..., None]
 ) -> None:
@@ -551,6 +560,74 @@ def test_two_ways_to_one_database_are_no_replica(check: Check, alias: Callable[.
     alias("owner", **postgresql("db1", USER="owner", TEST={"MIRROR": "primary"}))
     alias("other", **postgresql("db2", "warehouse"))
     assert check() == []
+
+
+def test_w010_is_silent_of_a_second_way_to_one_file(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    facts = connections["default"].settings_dict
+    alias("twin", ENGINE=facts["ENGINE"], NAME=facts["NAME"])
+    assert check(ormcache={"DATABASES": {"twin": {"PRIMARY": "default"}}}) == []
+
+
+def test_w015_warns_of_a_replica_that_nothing_tells_from_its_primary(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db1"))
+    replica = {"PRIMARY": "primary"}
+    message = the_only(check(ormcache={"DATABASES": {"replica": replica}}))
+    assert message.id == "ormcache.W015"
+    assert "'replica' is declared to be a replica of 'primary'" in message.msg
+    assert "['replica']['MAX_LAG']" in str(message.hint)
+    for said in ({"MAX_LAG": 5}, {"ENABLED": False}):
+        assert check(ormcache={"DATABASES": {"replica": {**replica, **said}}}) == []
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"USER": "reader"},
+        {"OPTIONS": {"target_session_attrs": "prefer-standby"}},
+        # In this test run, it has been given the database of the primary.
+        {"TEST": {"MIRROR": "primary"}},
+    ],
+    ids=str,
+)
+def test_w015_is_silent_where_something_tells_them_apart(
+    check: Check, alias: Callable[..., None], others: dict[str, Any]
+) -> None:
+    alias("primary", **postgresql("db1"))
+    alias("replica", **postgresql("db1", **others))
+    assert check(ormcache={"DATABASES": {"replica": {"PRIMARY": "primary"}}}) == []
+
+
+def test_e018_refuses_a_database_that_only_a_file_of_this_machine_names(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    """Two sites with such a file at the same path would get each other's rows."""
+    alias("file", **mysql())
+    message = the_only(check())
+    assert message.id == "ormcache.E018"
+    assert "'file' has no NAME" in message.msg
+    assert "KEY_PREFIX" in str(message.hint)
+    for ormcache in ({"KEY_PREFIX": "shop"}, {"ENABLED": False}):
+        assert check(ormcache=ormcache) == []
+
+
+def test_e018_looks_for_the_name_in_the_options_and_in_those_of_the_primary(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    alias("named", **mysql(NAME="shop"))
+    alias("in_options", **mysql(database="warehouse"))
+    alias("replica", **mysql(read_default_file="/etc/replica.cnf"))
+    assert check(ormcache={"DATABASES": {"replica": {"PRIMARY": "named"}}}) == []
+
+
+def mysql(NAME: str = "", **options: str) -> dict[str, Any]:
+    pytest.importorskip("MySQLdb")
+    found = {"read_default_file": "/etc/my.cnf", **options}
+    return {"ENGINE": "django.db.backends.mysql", "NAME": NAME, "OPTIONS": found}
 
 
 # --- the router ------------------------------------------------------------------------------

@@ -404,6 +404,28 @@ def test_all_aliases_of_the_database_are_flushed(
         assert seen == [0]
 
 
+@on_default
+def test_a_connection_of_ones_own_is_flushed_and_not_the_database_of_its_alias(
+    app: None, cached: Watch, using: str, names: Question, tmp_path: Path
+) -> None:
+    """As packages have it that migrate each tenant's database through a copy of a connection."""
+    file = str(tmp_path / "own")
+    with alias_of(using, "other", NAME=file) as other:
+        with connections[other].schema_editor() as editor:
+            editor.create_model(Author)
+        question = Author.objects.using(other).count
+        wait_for_quarantine(other)
+        cached.warm(question)
+        own = connections[using].copy()
+        own.settings_dict["NAME"] = file
+        try:
+            MigrationExecutor(own).migrate([("migrating", "0001_initial")])
+        finally:
+            own.close()
+        cached.miss(question)
+        assert cached.hit(names) == ["old"]
+
+
 @on_databases("postgresql", transaction=True)
 def test_the_replicas_of_the_database_are_flushed(
     app: None, cached: Watch, using: str, names: Question, settings: Any

@@ -74,10 +74,12 @@ def cache(settings: Any, url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def python(request: pytest.FixtureRequest) -> Path:
+def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python 2.7 with Django 1.6, South and `ormcache_south`."""
-    cache: Any = request.config.cache
-    return south.make_environment(cache.mkdir("south"))
+    # Kept for the next run, unless pytest was told to keep nothing: -p no:cacheprovider.
+    cache: Any = getattr(request.config, "cache", None)
+    place = tmp_path_factory.mktemp("south") if cache is None else cache.mkdir("south")
+    return south.make_environment(place)
 
 
 def legacy_settings(using: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def migrate(
     if not (executor.migration_plan(targets) if plan is None else plan):
         return run()
     connection = executor.connection
-    _flush_before(connection.alias)
+    _flush_before(connection)
     state = state_of(connection)
     # A migration may run others, of the same database or of another one.
     outer, state.migrating = state.migrating, True
@@ -57,75 +57,75 @@ def migrate(
         try:
             result = run()
         except BaseException:
-            _flush_after_failure(connection.alias)
+            _flush_after_failure(connection)
             raise
-        _flush_after(connection.alias)
+        _flush_after(connection)
     finally:
         state.migrating = outer
     return result
 
 
-def _flush_before(alias: str) -> None:
+def _flush_before(connection: Any) -> None:
     try:
-        transactions.touch(alias, {EVERYTHING})
+        transactions.touch(connection, {EVERYTHING})
     except CacheUnreachable as error:
+        alias = connection.alias
         raise CacheUnreachable(
-            f"Nothing was migrated in the database {alias!r}, because {_cache_of(alias)} could "
-            f"not be told beforehand ({error.__cause__}). Start the cache. Or let writes through "
-            'with ORMCACHE["ON_CACHE_FAILURE"] = "open", and run '
+            f"Nothing was migrated in the database {alias!r}, because {_cache_of(connection)} "
+            f"could not be told beforehand ({error.__cause__}). Start the cache. Or let writes "
+            'through with ORMCACHE["ON_CACHE_FAILURE"] = "open", and run '
             f"`manage.py ormcache flush --database {alias}` when the cache is back."
         ) from error.__cause__
 
 
-def _flush_after(alias: str) -> None:
+def _flush_after(connection: Any) -> None:
     try:
-        transactions.touch(alias, {EVERYTHING})
+        transactions.touch(connection, {EVERYTHING})
     except CacheUnreachable as error:
+        alias = connection.alias
         raise CacheUnreachable(
-            f"The database {alias!r} was migrated, but {_cache_of(alias)} could not be told "
+            f"The database {alias!r} was migrated, but {_cache_of(connection)} could not be told "
             f"afterwards ({error.__cause__}). When the cache is back, run `manage.py ormcache "
             f"flush --database {alias}`, and `manage.py migrate --database {alias}` once more: "
             "receivers of post_migrate have not been called."
         ) from error.__cause__
-    _warn_if_untold(alias)
+    _warn_if_untold(connection)
 
 
-def _flush_after_failure(alias: str) -> None:
+def _flush_after_failure(connection: Any) -> None:
     """The error of the migration is the one to be seen; one of the cache is written to the log."""
     try:
-        transactions.touch(alias, {EVERYTHING})
+        transactions.touch(connection, {EVERYTHING})
     except CacheUnreachable:
-        _warn(alias)
+        _warn(connection)
     else:
-        _warn_if_untold(alias)
+        _warn_if_untold(connection)
 
 
-def _warn_if_untold(alias: str) -> None:
+def _warn_if_untold(connection: Any) -> None:
     """What is owed to the cache is paid by the process that owes it, but ``migrate`` ends."""
-    connection = connections[alias]
     if EVERYTHING in debts.owed(state_of(connection).route(connection, current())):
-        _warn(alias)
+        _warn(connection)
 
 
-def _warn(alias: str) -> None:
+def _warn(connection: Any) -> None:
     _logger.warning(
         "The migration of the database %r is over, but %s could not be told. Run `manage.py "
         "ormcache flush --database %s` when the cache is back.",
-        alias,
-        _cache_of(alias),
-        alias,
+        connection.alias,
+        _cache_of(connection),
+        connection.alias,
     )
 
 
-def _cache_of(alias: str) -> str:
-    connection = connections[alias]
+def _cache_of(connection: Any) -> str:
     return f"the cache {state_of(connection).route(connection, current()).cache_alias!r}"
 
 
 def emptied(using: str = DEFAULT_DB_ALIAS, plan: Any = None, **kwargs: Any) -> None:
     """Receiver of ``post_migrate``, which the ``flush`` command sends without a plan."""
     if plan is None:
-        transactions.touch(using, {EVERYTHING})
+        transactions.touch(connections[using], {EVERYTHING})
 
 
 def connect() -> None:

@@ -22,14 +22,21 @@ Chooser = Callable[[Any], str]
 _memo: Memo[str, Chooser | None] = Memo()
 
 
+# A Memo, written out: the router asks at every query.
+_configured: tuple[Settings | None, bool] = (None, False)
+
+
 def is_configured(settings: Settings) -> bool:
     """Whether the namespace of any alias may change while its connection lives."""
-    if settings.NAMESPACE is not None or not settings.DATABASES:
-        return settings.NAMESPACE is not None
-    return any(
-        database.NAMESPACE not in (None, Inherited.INHERITED)
-        for database in settings.DATABASES.values()
-    )
+    global _configured
+    known_settings, known = _configured
+    if settings is not known_settings:
+        known = settings.NAMESPACE is not None or any(
+            database.NAMESPACE not in (None, Inherited.INHERITED)
+            for database in settings.DATABASES.values()
+        )
+        _configured = (settings, known)
+    return known
 
 
 def text_for(connection: Any, settings: Settings) -> str:

@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -85,7 +86,6 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
     database = settings.DATABASES.get(alias) or DatabaseSettings()
     cache_alias = cache_alias_of(alias, settings)
     primary = _primary_connection(connection, settings)
-    lags = primary is not connection and identity(primary) != identity(connection)
     is_enabled = settings.ENABLED and database.ENABLED
     timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
     return Route(
@@ -99,7 +99,7 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
         # Switched off, ormcache still tells other processes of writes, but never in the way.
         on_failure=settings.on_cache_failure if _is_cached(connection, settings) else "ignore",
         context=(alias, _digest(_driver(connection), _software(connection), _session(connection))),
-        lags_behind=primary.alias if lags else None,
+        lags_behind=primary.alias if may_lag(connection, primary, settings) else None,
         max_lag=database.MAX_LAG,
         has_tenants=_has_tenants(connection, settings),
         verify=1 if settings.MODE == "shadow" else settings.VERIFY,
@@ -138,6 +138,54 @@ def _primary_connection(connection: Any, settings: Settings) -> Any:
     primary = primary_of(connection.alias, settings)
     # Not connections[alias]: a copy of the connection may have been given another database.
     return connection if primary == connection.alias else connections[primary]
+
+
+def may_lag(connection: Any, primary: Any, settings: Settings) -> bool:
+    """Whether ``connection`` may read from another server than ``primary``, its primary.
+
+    One address may lead to several servers, so what else decides has to be equal as well.
+    """
+    if primary is connection:
+        return False
+    if way(primary) != way(connection):
+        return True
+    if is_mirrored(connection):
+        return False
+    database = settings.DATABASES.get(connection.alias) or DatabaseSettings()
+    return database.MAX_LAG is not None or _caller(primary) != _caller(connection)
+
+
+def is_mirrored(connection: Any) -> bool:
+    """Whether this is a test run, in which Django has given ``connection`` another's database."""
+    is_mirror = bool((connection.settings_dict.get("TEST") or {}).get("MIRROR"))
+    return is_mirror and bool(_test_run())
+
+
+def way(connection: Any) -> tuple[object, ...]:
+    """The address, and which of the servers there the driver is to take."""
+    return (*identity(connection), *_given(connection, _CHOICE_OF_SERVER))
+
+
+def _caller(connection: Any) -> tuple[str, ...]:
+    """By what a proxy may choose the server: ProxySQL by the user, Pgpool-II by the program."""
+    user = str(connection.settings_dict.get("USER") or "")
+    return (user, *_given(connection, ("application_name",)))
+
+
+def _given(connection: Any, names: Iterable[str]) -> Iterator[str]:
+    """Those of the ``OPTIONS`` that are set, with their values."""
+    options = connection.settings_dict.get("OPTIONS") or {}
+    return (f"{name}={options[name]}" for name in names if options.get(name))
+
+
+# Options with which the driver finds the database, instead of HOST, PORT and NAME.
+_ADDRESS = (
+    *("host", "hostaddr", "port", "dbname", "database", "db"),
+    *("unix_socket", "read_default_file", "read_default_group"),
+)
+
+# Options of libpq with several hosts.
+_CHOICE_OF_SERVER = ("target_session_attrs", "load_balance_hosts")
 
 
 def group_namespace(connection: Any, settings: Settings) -> str:
@@ -190,17 +238,28 @@ def cache_alias_of(alias: str, settings: Settings) -> str:
 
 
 def basis(connection: Any, settings: Settings) -> tuple[object, ...]:
-    """What may change while a connection lives: its database, schema, time zone and process."""
+    """What may change while a connection lives: its database, schema, time zone and process.
+
+    At each hit, so it compares what a route is made of and makes nothing.
+    """
     primary = primary_of(connection.alias, settings)
     return (
-        connection.settings_dict["NAME"],
-        # Of a replica in a test run: NAME changes when the test database has been made.
-        primary == connection.alias or connections[primary].settings_dict["NAME"],
+        _followed(connection),
+        primary == connection.alias or _followed(connections[primary]),
         getattr(connection, "schema_name", None),
         getattr(connection, "include_public_schema", None),
         connection.timezone,
         _process,
     )
+
+
+def _followed(connection: Any) -> tuple[object, ...]:
+    """The settings of a connection that a project, or a test run, may change: a tenant's own."""
+    facts = connection.settings_dict
+    options = facts["OPTIONS"]
+    # A copy, because a change inside has to be seen, too.
+    options = options and options.copy()
+    return (facts["NAME"], facts["HOST"], facts["PORT"], facts["USER"], options)
 
 
 def _driver(connection: Any) -> tuple[object, ...]:
@@ -275,8 +334,8 @@ def namespace(connection: Any, key_prefix: str, chosen_text: str = "") -> str:
 def identity(connection: Any) -> tuple[object, ...]:
     """What makes the physical database behind ``connection`` this one and no other.
 
-    All programs that share a cache must spell HOST, PORT and NAME alike: ormcache compares the
-    settings and asks no server.
+    All programs that share a cache must spell HOST, PORT and NAME alike, or the OPTIONS instead
+    of these: ormcache compares the settings, reads no file and asks no server.
     """
     facts = connection.settings_dict
     name = facts["NAME"]
@@ -291,6 +350,7 @@ def identity(connection: Any) -> tuple[object, ...]:
         str(name),
         # A service file or a DSN may name the server instead.
         str((facts.get("OPTIONS") or {}).get("service", "")),
+        *_given(connection, _ADDRESS),
         *_test_run(),
     )
 

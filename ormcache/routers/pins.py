@@ -36,11 +36,19 @@ class Pin:
 class Scope:
     """The pins of one context and of those that were copied from it."""
 
-    __slots__ = ("chosen", "is_left", "is_request", "pins")
+    __slots__ = ("before", "chosen", "is_left", "is_request", "pins")
 
-    def __init__(self, pins: Mapping[str, Pin], *, is_request: bool) -> None:
+    def __init__(
+        self,
+        pins: Mapping[str, Pin],
+        *,
+        is_request: bool,
+        before: Mapping[str, Pin] | None = None,
+    ) -> None:
         self.pins = dict(pins)
         """The last write to each primary."""
+        self.before = before or {}
+        """The pins of the code that the request interrupts; they count again when it is over."""
         self.is_request = is_request
         """Whether it ends soon, so that one replica can serve all of it."""
         self.chosen: dict[str, str] = {}
@@ -67,9 +75,11 @@ def wrote(primary: str) -> None:
 def begin(pins: Mapping[str, Pin]) -> Scope:
     """Begin a scope in the current context, with what is known from the user's last request.
 
-    There is no end: a response that is streamed reads when all middlewares have returned.
+    It does not end when the middlewares have returned: a response that is streamed reads later.
     """
-    scope = Scope(pins, is_request=True)
+    outer = _scope.get()
+    before = outer.before if outer is not None and outer.is_request else _all_of(outer)
+    scope = Scope(pins, is_request=True, before=before)
     _scope.set(scope)
     return scope
 
@@ -84,4 +94,29 @@ def begin_request(**kwargs: Any) -> None:
     scope = _scope.get()
     if scope is not None:
         scope.is_left = True
-    begin({})
+    _scope.set(Scope({}, is_request=True, before=_all_of(scope)))
+
+
+def end_request(**kwargs: Any) -> None:
+    """Receiver of ``request_finished``, when the response has been read, streamed or not.
+
+    A request that was made in process, as by Django's test client, ends in the context of the
+    code that made it: from then on that reads what it has written itself, and what the request
+    has. In a thread of a server nothing runs until the next request. Under ASGI the context that
+    this runs in holds no request.
+    """
+    scope = _scope.get()
+    if scope is not None and scope.is_request:
+        _scope.set(Scope(_all_of(scope), is_request=False))
+
+
+def _all_of(scope: Scope | None) -> Mapping[str, Pin]:
+    """The last write to each primary, in the scope and before it."""
+    if scope is None:
+        return {}
+    found = dict(scope.before)
+    for primary, pin in scope.pins.items():
+        # One from a cookie may be the older one.
+        if primary not in found or found[primary].at <= pin.at:
+            found[primary] = pin
+    return found

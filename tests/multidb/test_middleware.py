@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.core import signing
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
-from django.test import AsyncClient, Client
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient, Client, RequestFactory
 
 from ormcache import middleware, replicas
+from ormcache.connection_state import state_of
 from ormcache.routers import ReadYourWritesMiddleware, ReplicaRouter, pins, positions
 from tests.aliases import alias_of
 from tests.marks import on_databases, on_replicated
@@ -103,11 +105,74 @@ def test_a_response_that_is_streamed_reads_what_the_view_has_written(paused: Pai
     assert b"".join(response) == b"oldnew"
 
 
+# --- requests within a script --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("middlewares", [[], MIDDLEWARE], ids=["bare", "middleware"])
+@on_replicated("postgresql")
+def test_a_script_stays_pinned_while_it_makes_requests(
+    paused: Pair, settings: Any, middlewares: list[str]
+) -> None:
+    settings.MIDDLEWARE = middlewares
+    Author.objects.create(name="new")
+    for _ in range(2):
+        assert Client().get("/read").json() == OLD
+        assert reader() == PRIMARY
+    catch_up(paused)
+    assert reader() == REPLICA
+
+
+@pytest.mark.parametrize("middlewares", [[], MIDDLEWARE], ids=["bare", "middleware"])
+@on_replicated("postgresql")
+def test_a_script_stays_pinned_while_it_makes_requests_in_coroutines(
+    paused: Pair, settings: Any, middlewares: list[str]
+) -> None:
+    settings.MIDDLEWARE = middlewares
+
+    async def script() -> str:
+        await Author.objects.acreate(name="new")
+        await AsyncClient().get("/read_later")
+        return await sync_to_async(reader)()
+
+    assert async_to_sync(script)() == PRIMARY
+
+
+@on_replicated("postgresql")
+def test_a_script_reads_what_its_requests_have_written(paused: Pair) -> None:
+    Client().post("/write?name=new")
+    assert reader() == PRIMARY
+
+
+@on_replicated("postgresql")
+def test_a_streamed_response_ends_its_request_when_it_has_been_read(paused: Pair) -> None:
+    Author.objects.create(name="new")
+    response = Client().get("/write_and_stream?name=newer")
+    assert b"".join(response) == b"oldnewnewer"
+    scope = pins.current()
+    assert scope is not None
+    assert not scope.is_request
+    assert reader() == PRIMARY
+
+
+@on_replicated("postgresql")
+def test_a_pin_from_a_cookie_is_no_later_than_what_the_script_has_written(paused: Pair) -> None:
+    user = Client()
+    user.post("/write?name=new")
+    Author.objects.create(name="newer")
+    scope = pins.current()
+    assert scope is not None
+    last = scope.pins[PRIMARY]
+    user.get("/read")
+    scope = pins.current()
+    assert scope is not None
+    assert scope.pins[PRIMARY] is last
+
+
 # --- the cookie --------------------------------------------------------------------------------
 
 
 @on_replicated("postgresql")
-def test_the_cookie_is_there_from_the_write_until_the_replica_has_caught_up(paused: Pair) -> None:
+def test_the_cookie_is_set_by_the_write_and_left_alone_by_reads(paused: Pair) -> None:
     user = Client()
     assert COOKIE not in user.get("/read").cookies
     cookie = user.post("/write?name=new", secure=True).cookies[COOKIE]
@@ -117,8 +182,42 @@ def test_the_cookie_is_there_from_the_write_until_the_replica_has_caught_up(paus
     for _ in range(3):
         assert COOKIE not in user.get("/read").cookies
     catch_up(paused)
-    deleted = user.get("/read").cookies[COOKIE]
-    assert (deleted.value, deleted["max-age"], deleted["path"]) == ("", 0, "/")
+    response = user.get("/read")
+    assert response.json() == CAUGHT_UP
+    assert COOKIE not in response.cookies
+
+
+@on_replicated("postgresql")
+def test_a_slow_request_does_not_delete_the_cookie_of_a_later_write(paused: Pair) -> None:
+    """Two tabs of one browser: the answer of the older request is the last to arrive."""
+    user = Client()
+    user.post("/write?name=new")
+    slow = RequestFactory().get("/", headers={"Cookie": f"{COOKIE}={user.cookies[COOKIE].value}"})
+
+    def view(request: HttpRequest) -> HttpResponse:
+        catch_up(paused)
+        assert user.get("/read").json() == CAUGHT_UP
+        paused.replica.pause_replay()
+        user.post("/write?name=newer")
+        return HttpResponse()
+
+    assert COOKIE not in ReadYourWritesMiddleware(view)(slow).cookies
+    assert user.get("/read").json()["aliases"] == [PRIMARY]
+
+
+@on_replicated("postgresql")
+def test_where_the_replicas_are_known_to_have_caught_up_the_cookie_asks_nobody(
+    paused: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = Client()
+    user.post("/write?name=new")
+    catch_up(paused)
+    assert user.get("/read").json() == CAUGHT_UP
+    # As a new request finds it, where connections do not persist.
+    state_of(connections[REPLICA]).connected()
+    monkeypatch.setattr(replicas, "shows", None)
+    assert user.cookies[COOKIE].value
+    assert user.get("/read").json() == CAUGHT_UP
 
 
 @on_replicated("postgresql")
@@ -189,22 +288,18 @@ OF_ANOTHER_VERSION = {
 
 @on_replicated("postgresql")
 @pytest.mark.parametrize("value", USELESS.values(), ids=list(USELESS))
-def test_a_cookie_that_is_none_of_ours_is_ignored_and_deleted(paused: Pair, value: str) -> None:
+def test_a_cookie_that_is_none_of_ours_is_ignored(paused: Pair, value: str) -> None:
     user = Client()
     user.cookies[COOKIE] = value
-    response = user.get("/read")
-    assert response.json() == OLD
-    assert response.cookies[COOKIE].value == ""
+    assert user.get("/read").json() == OLD
 
 
 @on_replicated("postgresql")
 @pytest.mark.parametrize("value", OF_ANOTHER_VERSION.values(), ids=list(OF_ANOTHER_VERSION))
-def test_a_cookie_of_another_version_is_ignored_and_deleted(paused: Pair, value: Any) -> None:
+def test_a_cookie_of_another_version_is_ignored(paused: Pair, value: Any) -> None:
     user = Client()
     user.cookies[COOKIE] = signed(value)
-    response = user.get("/read")
-    assert response.json() == OLD
-    assert response.cookies[COOKIE].value == ""
+    assert user.get("/read").json() == OLD
 
 
 @on_replicated("postgresql")
@@ -220,7 +315,6 @@ def test_a_position_that_no_replica_will_reach_ends_with_the_cookie(
     ends = time.time() + ReadYourWritesMiddleware.max_age
     monkeypatch.setattr(signing.time, "time", lambda: ends)
     assert user.get("/read").json()["aliases"] == [REPLICA]
-    assert not user.cookies[COOKIE].value
 
 
 @on_databases("postgresql", transaction=True)
@@ -259,7 +353,6 @@ def test_a_declared_lag_counts_over_requests(
             assert other.get("/read").json()["aliases"] == ["copy"]
         passed[0] = 61.0
         assert user.get("/read").json()["aliases"] == ["copy"]
-        assert not user.cookies[COOKIE].value
 
 
 @on_replicated("postgresql")
@@ -352,7 +445,6 @@ def test_the_next_request_may_go_to_another_process(
         assert bystander.get(port, "/read") == told(OLD)
     catch_up(routed)
     assert user.get(other, "/read") == told(CAUGHT_UP)
-    assert user.cookies == {}
 
 
 @on_replicated()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ormcache.conf import current, parse
 from ormcache.connection_state import state_of
 from ormcache.exceptions import SettingsError
-from ormcache.routers.namespaces import identity, namespace, route
+from ormcache.routers.namespaces import identity, may_lag, namespace, route
 from tests.marks import needs
 
 RUN = "ORMCACHE_TEST_RUN"
@@ -68,6 +68,13 @@ def settings(**options: Any) -> Any:
         {"NAME": "Shop"},
         {"vendor": "mysql"},
         {"OPTIONS": {"service": "other"}},
+        *(
+            {"OPTIONS": {option: "other"}}
+            for option in (
+                *("host", "hostaddr", "port", "dbname", "database", "db"),
+                *("unix_socket", "read_default_file", "read_default_group"),
+            )
+        ),
     ],
     ids=str,
 )
@@ -82,6 +89,7 @@ def test_another_server_or_database_is_another_namespace(other: dict[str, Any]) 
         {"USER": "batch"},
         {"CONN_MAX_AGE": 60},
         {"OPTIONS": {"application_name": "x"}},
+        {"OPTIONS": {"target_session_attrs": "standby", "unix_socket": ""}},
         {"TEST": {"NAME": "x"}},
     ],
     ids=str,
@@ -124,6 +132,45 @@ def test_a_namespace_begins_with_the_prefix_and_the_name() -> None:
 
 def test_another_prefix_is_another_namespace() -> None:
     assert len({namespace(server(), prefix) for prefix in ("", "blue", "green")}) == 3
+
+
+def replica(**facts: Any) -> Any:
+    connection = server(**facts)
+    connection.alias = "replica"
+    return connection
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"HOST": "other"},
+        {"USER": "reader"},
+        {"OPTIONS": {"target_session_attrs": "standby"}},
+        {"OPTIONS": {"load_balance_hosts": "random"}},
+        {"OPTIONS": {"read_default_file": "/etc/replica.cnf"}},
+        {"OPTIONS": {"application_name": "reader"}},
+    ],
+    ids=str,
+)
+def test_a_replica_lags_if_anything_may_lead_it_to_another_server(facts: dict[str, Any]) -> None:
+    assert may_lag(replica(**facts), server(), settings())
+    assert not may_lag(replica(), server(), settings())
+
+
+def test_a_replica_of_which_a_lag_is_declared_lags() -> None:
+    declared = settings(DATABASES={"replica": {"PRIMARY": "any", "MAX_LAG": 5}})
+    assert may_lag(replica(), server(), declared)
+
+
+def test_a_mirror_in_a_test_run_does_not_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django has given it the test database, and nobody copies what a test case writes."""
+    declared = settings(DATABASES={"replica": {"PRIMARY": "any", "MAX_LAG": 5}})
+    mirror = replica(USER="reader", TEST={"MIRROR": "any"})
+    assert not may_lag(mirror, server(), declared)
+    assert may_lag(replica(HOST="other", TEST={"MIRROR": "any"}), server(), declared)
+    monkeypatch.delenv(RUN)
+    monkeypatch.delattr(mail, "outbox")
+    assert may_lag(mirror, server(), declared)
 
 
 # --- SQLite --------------------------------------------------------------------------------
@@ -325,6 +372,48 @@ def test_a_schema_that_changes_is_noticed() -> None:
     assert state.route(connection, here) is first
     connection.schema_name = "two"
     assert state.route(connection, here).context != first.context
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("HOST", "other"),
+        ("PORT", "5433"),
+        ("USER", "other"),
+        ("OPTIONS", {"options": "-c search_path=other"}),
+        ("OPTIONS", None),
+    ],
+)
+@pytest.mark.parametrize("used", ["primary", "replica"])
+@needs("postgresql")
+def test_a_setting_that_changes_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, used: str, setting: str, value: Any
+) -> None:
+    """Some projects point a connection at each tenant in turn."""
+    for alias in ("primary", "replica"):
+        monkeypatch.setitem(connections.settings, alias, connections.settings["postgresql"])
+        monkeypatch.setattr(
+            connections._connections, alias, connections["postgresql"].copy(alias), raising=False
+        )
+    here = settings(DATABASES={"replica": {"PRIMARY": "primary"}})
+    changed: dict[str, Any] = connections["primary"].settings_dict
+    changed["OPTIONS"] = {"connect_timeout": 5}
+    connection = connections[used]
+    state = state_of(connection)
+    first = state.route(connection, here)
+    assert state.route(connection, here) is first
+    changed[setting] = value
+    assert state.route(connection, here) is not first
+
+
+@needs("postgresql")
+def test_an_option_that_changes_in_place_is_noticed() -> None:
+    connection = connections["postgresql"].copy()
+    connection.settings_dict["OPTIONS"] = {"options": "-c search_path=one"}
+    state = state_of(connection)
+    first = state.route(connection, settings())
+    connection.settings_dict["OPTIONS"]["options"] = "-c search_path=two"
+    assert state.route(connection, settings()).context != first.context
 
 
 def test_options_of_a_database_go_before_those_of_all() -> None:

@@ -276,6 +276,27 @@ def test_a_replica_that_is_set_to_another_tenant_is_not_read(primary: str) -> No
 
 
 @on_sqlite
+def test_a_replica_of_which_another_namespace_is_chosen_is_not_read(
+    primary: str, settings: Any
+) -> None:
+    """Each connection of a project may lead to another customer."""
+
+    def customer(connection: Any) -> str:
+        text: str = connection.__dict__.get("tests_customer", "")
+        return text
+
+    settings.ORMCACHE = {**settings.ORMCACHE, "NAMESPACE": customer}
+    assert reader() in REPLICAS
+    connections[primary].tests_customer = "a"  # type: ignore[attr-defined]
+    try:
+        assert {reader() for _ in range(4)} == {primary}
+        connections["second"].tests_customer = "a"  # type: ignore[attr-defined]
+        assert {reader() for _ in range(4)} == {"second"}
+    finally:
+        del connections[primary].tests_customer  # type: ignore[attr-defined]
+
+
+@on_sqlite
 def test_while_it_migrates_the_primary_is_read(primary: str) -> None:
     state = state_of(connections[primary])
     state.migrating = True

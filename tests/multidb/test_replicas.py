@@ -1,5 +1,6 @@
 """What is read from a replica: stored when it has caught up, and never as if it were current."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +19,12 @@ from ormcache.reasons import Reason
 from ormcache.routers import positions
 from ormcache.routers.groups import primaries, primary_of, replicas_of
 from ormcache.routers.positions import Position
-from tests.aliases import alias_of
+from tests.aliases import alias_of, changed
 from tests.interleaving import record_calls, route_of, store_of
 from tests.marks import on_databases, on_pairs, on_replicated, scenario
 from tests.models import Author, Tag
 from tests.multidb.conftest import PRIMARY, REPLICA, Pair
+from tests.servers import HOST
 from tests.watching import Watch, wait_for_quarantine
 
 BEHIND = str(Reason.REPLICA_BEHIND)
@@ -394,6 +396,49 @@ def test_a_write_to_three_aliases_is_announced_by_as_many_commands_as_to_one(
         assert calls == in_one
         spaces = {route_of(alias).namespace for alias in (PRIMARY, REPLICA, "second")}
         assert len(spaces) == 1
+
+
+@pytest.fixture
+def one_address(pair: Pair, tmp_path: Path) -> Iterator[None]:
+    """The aliases of the pair with equal HOST, PORT and NAME: the rest leads to the servers."""
+    if pair.like == "postgresql":
+        address = {
+            "HOST": f"{HOST},{HOST}",
+            "PORT": f"{pair.primary.port},{pair.replica.port}",
+        }
+        options = {
+            PRIMARY: {"target_session_attrs": "read-write"},
+            REPLICA: {"target_session_attrs": "standby"},
+        }
+    else:
+        address = {"HOST": "", "PORT": ""}
+        options = {}
+        for alias, server in ((PRIMARY, pair.primary), (REPLICA, pair.replica)):
+            file = tmp_path / f"{alias}.cnf"
+            file.write_text(f"[client]\nhost={HOST}\nport={server.port}\n")
+            options[alias] = {"read_default_file": str(file)}
+    with contextlib.ExitStack() as changes:
+        for alias, its in options.items():
+            usual = connections[alias].settings_dict["OPTIONS"]
+            changes.enter_context(changed(alias, **address, OPTIONS={**usual, **its}))
+            connections[alias].connect()
+        yield
+
+
+@on_replicated()
+def test_a_replica_with_the_address_of_its_primary_may_be_behind(
+    pair: Pair, one_address: None, group: Watch
+) -> None:
+    author = Author.objects.using(PRIMARY).create(name="old")
+    pair.replica.wait_for_primary()
+    group.warm(names(REPLICA))
+    pair.replica.pause_replay()
+    Author.objects.using(PRIMARY).filter(pk=author.pk).update(name="new")
+    assert names(REPLICA)() == ["old"]
+    assert stored(group)[-1] is Reason.REPLICA_BEHIND
+    pair.replica.resume_replay()
+    pair.replica.wait_for_primary()
+    assert group.warm(names(REPLICA)) == ["new"]
 
 
 @on_databases("default", transaction=True)
