@@ -243,19 +243,16 @@ def _several_servers(alias: str, cache: Any, is_strict: bool) -> Iterator[checks
     servers = re.split("[;,]", location) if isinstance(location, str) else location
     if len([server for server in servers if server]) < 2:
         return
+    message = f"The cache {alias!r} has several servers."
     if is_strict:
         hint = "ormcache uses the first server only, the primary; the others get no reads."
-    elif isinstance(cache, BaseMemcachedCache):
-        hint = (
-            "A client that ejects a server and takes it back brings old entries back, too. "
-            "Give ormcache a cache alias with one server."
-        )
+        yield _warning("W002", message, hint)
+        return
+    if isinstance(cache, BaseMemcachedCache):
+        why = "A client that ejects a server and takes it back brings old entries back, too."
     else:
-        hint = (
-            "A replica that lags behind answers with what is out of date. Give ormcache a cache "
-            "alias with one server."
-        )
-    yield _warning("W002", f"The cache {alias!r} has several servers.", hint)
+        why = "A replica that lags behind answers with what is out of date."
+    yield _error("E019", message, f"{why} Give ormcache a cache alias with one server.")
 
 
 def _ignored_exceptions(alias: str, is_strict: bool) -> Iterator[checks.CheckMessage]:

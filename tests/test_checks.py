@@ -281,16 +281,16 @@ def test_w002_tells_that_redis_means_the_first_server(
 
 @scenario(36)
 @pytest.mark.parametrize("location", [["127.0.0.1:1", "127.0.0.1:2"], "127.0.0.1:1;127.0.0.1:2"])
-def test_w002_warns_of_several_memcached_servers(check: Check, location: Any) -> None:
+def test_e019_refuses_several_memcached_servers(check: Check, location: Any) -> None:
     message = the_only(check({**MEMCACHED, "LOCATION": location}))
-    assert message.id == "ormcache.W002"
+    assert message.id == "ormcache.E019"
     assert "ejects" in str(message.hint)
 
 
-def test_w002_warns_of_replicas_that_standard_mode_would_read(check: Check) -> None:
+def test_e019_refuses_replicas_that_standard_mode_would_read(check: Check) -> None:
     cache = {**GOOD, "LOCATION": list(SEVERAL)}
     message = the_only(check(cache, ormcache={"CONSISTENCY": "standard"}))
-    assert message.id == "ormcache.W002"
+    assert message.id == "ormcache.E019"
     assert "replica" in str(message.hint)
 
 
