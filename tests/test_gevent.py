@@ -1,5 +1,6 @@
 """gevent: the threads of a process are greenlets. `tests.greenlets` has the programs."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,7 +13,10 @@ import pytest
 from tests.marks import on_pairs, scenario
 from tests.watching import Watch
 
-pytest.importorskip("gevent", reason="gevent is not installed")
+# The last lines of the run name it.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gevent") is None, reason="needs gevent: pip install gevent"
+)
 
 ROOT = Path(__file__).parent.parent
 OTHERS = range(2, 6)
