@@ -131,8 +131,8 @@ def readers_and_writers(*options: str) -> dict[str, Any]:
     from ormcache import counters
     from tests.hammering import Hammer
 
-    # psycopg's pool loses connections when a greenlet that has or wants one is broken off; so it
-    # does without ormcache.
+    # psycopg's pool loses connections to greenlets that are broken off, and does so without
+    # ormcache.
     share_broken_off = 0 if "pooled" in options else 0.15
     if "pooled" in options:
         connections[USING].close()
@@ -293,6 +293,52 @@ def broken_off() -> dict[str, Any]:
         for one in [spawn(again_and_again, seed) for seed in range(12)]:
             one.get(timeout=60)
         found["in the end"] = [elsewhere(read, row) for row in range(1, len(keys))]
+    return found
+
+
+def given_up(*options: str) -> dict[str, Any]:
+    """A write waits for a lock, is broken off, and could get the lock after its lease."""
+    from django.db import connections, transaction
+
+    import ormcache
+    from tests.models import Book
+
+    may_end, is_locked = Event(), Event()
+
+    def lock() -> None:
+        with transaction.atomic(USING):
+            Book.objects.using(USING).select_for_update().get(pk=keys[1])
+            is_locked.set()
+            may_end.wait(20)
+
+    def write() -> None:
+        Book.objects.using(USING).filter(pk=keys[1]).update(pages=100)
+
+    def write_in_block() -> None:
+        with transaction.atomic(USING):
+            write()
+
+    def broken_off(function: Callable[[], None]) -> bool:
+        with gevent.Timeout(0.3, False):
+            function()
+            return False
+        return True
+
+    with rows() as (keys, read):
+        locker = spawn(lock)
+        is_locked.wait(20)
+        work = write if "autocommit" in options else write_in_block
+        found: dict[str, Any] = {"broken off": elsewhere(broken_off, work)}
+        gevent.sleep(2 * LEASE)
+        # Cached from now on.
+        found["while it is locked"] = [elsewhere(read, 1) for _ in range(3)]
+        may_end.set()
+        locker.get(timeout=20)
+        gevent.sleep(0.3)
+        found["in the end"] = elsewhere(read, 1)
+        with ormcache.disabled():
+            found["in the database"] = read(1)
+    connections[USING].close()
     return found
 
 

@@ -114,6 +114,18 @@ def test_a_greenlet_that_is_broken_off_leaves_no_answer_to_others() -> None:
     assert found["broken off"] > 10
 
 
+@pytest.mark.parametrize("way", ["autocommit", "in a block"])
+@on_postgresql
+def test_a_write_that_is_broken_off_while_it_waits_for_a_lock_never_takes_effect(way: str) -> None:
+    """By then its lease would be over, and others would have cached what it replaces."""
+    assert run("given_up", way) == {
+        "broken off": True,
+        "while it is locked": [1, 1, 1],
+        "in the end": 1,
+        "in the database": 1,
+    }
+
+
 @on_postgresql
 def test_the_threads_of_ormcache_are_greenlets_and_renew_intents() -> None:
     assert run("threads") == {
