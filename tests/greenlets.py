@@ -272,7 +272,7 @@ def broken_off() -> dict[str, Any]:
         for _ in range(60):
             row = chance.randrange(1, len(keys))
             try:
-                with gevent.Timeout(chance.uniform(0, 0.02)):
+                with gevent.Timeout(chance.choice([0.002, 0.02]) * chance.random()):
                     if (answer := read(row)) != row:
                         found["wrong"].append([row, answer])
             except gevent.Timeout:

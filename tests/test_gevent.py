@@ -111,7 +111,7 @@ def test_a_greenlet_that_is_broken_off_leaves_no_answer_to_others() -> None:
     assert found["after"] == found["in the end"] == [1, *OTHERS]
     assert found["what was written"]
     assert found["wrong"] == []
-    assert found["broken off"] > 10
+    assert found["broken off"] > 10, found
 
 
 @pytest.mark.parametrize("way", ["autocommit", "in a block"])
