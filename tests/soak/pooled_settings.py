@@ -5,13 +5,10 @@ import os
 from tests.settings import *  # noqa: F403
 from tests.settings import CACHES, DATABASES, test_database
 
-BOUNCER = "ORMCACHE_SOAK_BOUNCER"
-"""The environment variable that has its port."""
-
 DATABASES["bounced"] = {
     **DATABASES["postgresql"],
     **test_database("ormcache_bounced"),
-    "PORT": os.environ[BOUNCER],
+    "PORT": os.environ["ORMCACHE_SOAK_BOUNCER"],
     "DISABLE_SERVER_SIDE_CURSORS": True,
 }
 DATABASES["pooled"] = {
