@@ -7,6 +7,7 @@ crash at any point after it costs one lease of caching and no truth.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ormcache.connection_state import (
     ConnectionState,
     in_transaction,
     is_aborted,
+    is_executing,
     is_open,
     is_pipelined,
     state_of,
@@ -38,6 +40,7 @@ Fencing = Callable[[Sequence[str]], None]
 
 Raises NoFence if it cannot."""
 _ATTEMPTS = 3
+_CANCEL_SECONDS = 5
 
 
 class Bracket:
@@ -380,6 +383,25 @@ def bracketed(
         raise
     bracket.end()
     return result
+
+
+def give_up(connection: Any, error: BaseException) -> None:
+    """Let PostgreSQL end a statement in autocommit that nobody waits for any more.
+
+    A timeout of gevent, and whatever the handler of a signal raises, leave it behind. It might
+    get a lock when its lease is long over, and take effect. On KeyboardInterrupt psycopg does the
+    same.
+    """
+    if isinstance(error, db.Error) or not is_executing(connection):
+        return
+    driver = connection.connection
+    # Whether it comes in time is not known, and so the outcome is not either.
+    with contextlib.suppress(Exception):
+        if hasattr(driver, "cancel_safe"):
+            # Since psycopg 3.2; other greenlets may run meanwhile.
+            driver.cancel_safe(timeout=_CANCEL_SECONDS)
+        else:
+            driver.cancel()
 
 
 def outcome_is_known(connection: Any, error: BaseException) -> bool:

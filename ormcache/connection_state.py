@@ -215,6 +215,14 @@ def is_open(connection: Any) -> bool | None:
     return None if status is None or status == 4 else status != 0
 
 
+def is_executing(connection: Any) -> bool:
+    """Whether PostgreSQL has not answered a statement yet: 1 is PQTRANS_ACTIVE."""
+    if connection.vendor != "postgresql":
+        return False
+    info = getattr(connection.connection, "info", None)
+    return getattr(info, "transaction_status", None) == 1
+
+
 def is_pipelined(connection: Any) -> bool:
     """Whether statements are sent later than they are executed: psycopg's pipeline mode."""
     pgconn = getattr(connection.connection, "pgconn", None)

@@ -462,6 +462,8 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         result = alone.run(bracket, operation) if alone.is_fenced else operation()
     except BaseException as error:
         if bracket is not None:
+            if not kind & Kind.COMMIT:
+                brackets.give_up(connection, error)
             bracket.end(known=brackets.outcome_is_known(connection, error))
         if kind & Kind.COMMIT:
             _note_failed_commit(connection, state)

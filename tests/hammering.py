@@ -181,6 +181,67 @@ class Hammer:
             self._check(self.read_async, floors, {row: book.pages})
 
 
+class Commuters(Hammer):
+    """Readers and writers who may give their session back at any time, and lose it at any time."""
+
+    share_of_work = 0.5
+    """The rest of what they do is leaving their session."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.broken: list[str] = []
+        """What went wrong with sessions, in the words of the drivers."""
+
+    def write_once(self, chance: random.Random, seed: int) -> None:
+        self._lead_a_life(chance, lambda: super(Commuters, self).write_once(chance, seed))
+
+    def read_once(self, chance: random.Random) -> None:
+        self._lead_a_life(chance, lambda: super(Commuters, self).read_once(chance))
+
+    def _lead_a_life(self, chance: random.Random, work: Callable[[], None]) -> None:
+        from django.db import (
+            InterfaceError,
+            InternalError,
+            OperationalError,
+            close_old_connections,
+        )
+
+        try:
+            if chance.random() < self.share_of_work:
+                work()
+            else:
+                chance.choice([close_old_connections, self._put_back, self._forget])()
+        except (OperationalError, InterfaceError, InternalError) as error:
+            self.broken.append(f"{type(error).__name__}: {error}")
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """What the end of a request does."""
+        from django.db import connections
+
+        connections[self.using].close()
+
+    def _execute(self, *statements: str) -> list[Any]:
+        """The rows of the last statement."""
+        from django.db import connections
+
+        with connections[self.using].cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            return [] if cursor.description is None else cursor.fetchall()
+
+    def _forget(self) -> None:
+        """Leave a transaction open, and the rest to the pool.
+
+        It locks one row, like all others here: several would be locked in any order, which the
+        database may end as a deadlock.
+        """
+        self._execute(
+            "BEGIN", f"UPDATE tests_book SET pages = {UNCOMMITTED} WHERE id = {self.keys[0]}"
+        )
+        self._put_back()
+
+
 def make_rows(using: str) -> list[int]:
     from tests import factories
 

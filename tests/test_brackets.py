@@ -1,8 +1,10 @@
 """What the cache is told before a commit and after it, and what if that fails."""
 
 import queue
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -360,3 +362,48 @@ def test_postgresqls_own_trouble_leaves_the_outcome_open(using: str, state: str 
     cause.sqlstate = state
     error.__cause__ = cause
     assert not brackets.outcome_is_known(connections[using], error)
+
+
+# --- statements that are given up -----------------------------------------------------------
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """In a moment a signal arrives, whose handler raises an Interruption."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interruption
+
+    usual = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, usual)
+
+
+@pytest.mark.parametrize("has_cancel_safe", [True, False])
+@on_postgresql
+def test_a_statement_in_autocommit_that_is_given_up_does_not_take_effect_later(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    has_cancel_safe: bool,
+    request: pytest.FixtureRequest,
+) -> None:
+    import psycopg
+
+    with session(using) as other, transaction.atomic(using):
+        other.cursor().execute("SELECT 1 FROM tests_author FOR UPDATE")
+        with session(using) as own:
+            own.ensure_connection()
+            if not has_cancel_safe:
+                # As before psycopg 3.2.
+                monkeypatch.delattr(psycopg.Connection, "cancel_safe")
+            request.getfixturevalue("alarm")
+            with pytest.raises(Interruption):
+                update(using)
+    # Now it would get the lock.
+    time.sleep(0.3)
+    assert names.in_database() == [OLD]

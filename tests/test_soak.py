@@ -10,6 +10,7 @@ import pytest
 
 from tests.hammering import ROWS
 from tests.marks import needs, scenario
+from tests.servers import MissingProgram, PgBouncerServer, is_installed
 from tests.soak.board import Board
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,7 @@ def soak(*arguments: str) -> tuple[int, str]:
     others = ("ORMCACHE_TEST_", "PYTEST_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.soak", "--processes", "3", "--pause", "0.5", *arguments],
+        [sys.executable, "-m", "tests.soak", "--pause", "0.5", *arguments],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -30,6 +31,13 @@ def soak(*arguments: str) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def pgbouncer() -> None:
+    """Skip the test where it is not installed."""
+    if not is_installed(PgBouncerServer):
+        raise MissingProgram(PgBouncerServer, "pgbouncer")
 
 
 def number(pattern: str, text: str) -> int:
@@ -42,7 +50,7 @@ def number(pattern: str, text: str) -> int:
 @needs("postgresql", "mariadb", "redis")
 @scenario(40)
 def test_while_everything_breaks_no_process_reads_less_than_what_was_committed() -> None:
-    code, text = soak("--seconds", "15")
+    code, text = soak("--processes", "3", "--seconds", "15")
     assert code == 0, text
     assert number(r"([\d,]+) reads", text) > 500
     assert number(r"stale: (\d+)\nwrites", text) == 0
@@ -52,15 +60,45 @@ def test_while_everything_breaks_no_process_reads_less_than_what_was_committed()
 @pytest.mark.slow
 @needs("postgresql", "mariadb", "redis")
 def test_a_soak_that_announces_nothing_finds_what_is_stale() -> None:
-    code, text = soak("--seconds", "8", "--sabotage")
+    code, text = soak("--processes", "3", "--seconds", "8", "--sabotage")
     assert code == 1, text
     assert number(r"stale: (\d+)\nwrites", text) > 0
 
 
-def test_too_few_processes_are_refused() -> None:
-    code, text = soak("--processes", "2")
+@pytest.mark.slow
+@needs("postgresql", "redis")
+@pytest.mark.usefixtures("pgbouncer")
+@scenario(40)
+def test_while_pools_and_poolers_break_every_hit_is_what_the_database_says() -> None:
+    code, text = soak("--pooled", "--seconds", "12")
+    assert code == 0, text
+    assert number(r"([\d,]+) reads", text) > 200
+    assert number(r"([\d,]+) hits verified, mismatches: 0, stale: 0\nwrites", text) > 50
+    assert number(r"(\d+) x PgBouncer killed and started again", text) > 0
+    assert number(r"(\d+) x sessions ended", text) > 0
+
+
+@pytest.mark.slow
+@needs("postgresql", "redis")
+@pytest.mark.usefixtures("pgbouncer")
+def test_a_soak_of_pools_that_announces_nothing_finds_mismatches() -> None:
+    code, text = soak("--pooled", "--seconds", "8", "--sabotage")
+    assert code == 1, text
+    assert number(r"mismatches: (\d+), stale: \d+\nwrites", text) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "2"], "3 or more"),
+        (["--pooled", "--threads", "3"], "two for each process"),
+    ],
+    ids=["processes", "threads"],
+)
+def test_too_few_workers_are_refused(arguments: list[str], message: str) -> None:
+    code, text = soak(*arguments)
     assert code == 2
-    assert "3 or more" in text
+    assert message in text
 
 
 class Context:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -872,6 +873,28 @@ def test_a_forked_process_opens_sockets_of_its_own(
     assert store.read(space, ENTRY, TABLES).entry == b"answer"
     assert idle(store) == [channel]
     assert admin.info("stats")["total_connections_received"] == before
+
+
+def test_a_socket_in_use_while_the_process_forks_is_not_kept_by_the_child(
+    make: Callable[..., Any], space: str
+) -> None:
+    """What uses it goes on there, too, in a handler of a signal and in greenlets of gevent."""
+    store = make()
+    fill(store, space)
+
+    def fork(channel: Any) -> int:
+        # Python 3.12 warns of fork() with threads.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+
+    child = store._channels.run(fork)
+    if child == 0:
+        # Whatever happens here, the tests go on in the parent only.
+        os._exit(len(idle(store)))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(idle(store)) == 1
 
 
 def test_close_closes_the_idle_sockets_and_the_store_goes_on(

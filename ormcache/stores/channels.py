@@ -236,7 +236,8 @@ class Channels:
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        # The sockets are the parent's: not even closed politely.
+        # The sockets are the parent's: not even closed politely. What is in use goes back to where
+        # it came from, and so out of use: greenlets of gevent go on in the child.
         self._idle = collections.deque()
 
     def _connect(self) -> Channel:
@@ -257,10 +258,11 @@ class Channels:
 
     def flush(self) -> None:
         """Let the idle channels send what they have; those in use do so by themselves."""
-        for _ in range(len(self._idle)):
+        idle = self._idle
+        for _ in range(len(idle)):
             try:
                 # Once round: in the end the order is what it was.
-                channel = self._idle.popleft()
+                channel = idle.popleft()
             except IndexError:
                 return
             try:
@@ -269,15 +271,16 @@ class Channels:
                 # What was to be stored is lost, which is a miss and no error.
                 channel.close()
             else:
-                self._idle.append(channel)
+                idle.append(channel)
 
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
 
         ``work`` may be called twice. Raises CacheError if the second call fails, too.
         """
+        idle = self._idle
         try:
-            channel = self._idle.pop()
+            channel = idle.pop()
         except IndexError:
             return self._run_on_new(work, *args)
         try:
@@ -290,13 +293,14 @@ class Channels:
             if _is_timeout(error):
                 raise _cache_error(error) from error
         else:
-            self._idle.append(channel)
+            idle.append(channel)
             return result
         # Other idle sockets are likely as dead as this one.
         self.close()
         return self._run_on_new(work, *args)
 
     def _run_on_new(self, work: Callable[..., _T], *args: Any) -> _T:
+        idle = self._idle
         channel = None
         try:
             channel = self._connect()
@@ -307,7 +311,7 @@ class Channels:
             if not isinstance(error, Exception):
                 raise
             raise _cache_error(error) from error
-        self._idle.append(channel)
+        idle.append(channel)
         return result
 
     def start(self, command_for: Callable[..., bytes], *args: Any) -> Callable[[], Any]:
@@ -315,8 +319,9 @@ class Channels:
 
         Both raise CacheError. The function must be called, or the channel is lost.
         """
+        idle = self._idle
         try:
-            channel = self._idle.pop()
+            channel = idle.pop()
         except IndexError:
             raise CacheError("there is no idle channel") from None
         try:
@@ -335,7 +340,7 @@ class Channels:
                 if not isinstance(error, Exception):
                     raise
                 raise _cache_error(error) from error
-            self._idle.append(channel)
+            idle.append(channel)
             return answer
 
         return wait

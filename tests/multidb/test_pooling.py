@@ -17,7 +17,6 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import (
     DatabaseError,
     InterfaceError,
-    InternalError,
     OperationalError,
     close_old_connections,
     connections,
@@ -32,7 +31,7 @@ from ormcache.connection_state import in_transaction, state_of
 from tests.aliases import alias_of, changed
 from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
-from tests.hammering import UNCOMMITTED, Hammer
+from tests.hammering import Commuters, Hammer
 from tests.interleaving import SECONDS, Background, switched_to
 from tests.marks import on_pairs, scenario
 from tests.models import Author
@@ -828,37 +827,6 @@ def test_a_write_that_the_pooler_kept_waiting_in_vain_leaves_its_intent_to_its_l
 
 
 # --- many at once ------------------------------------------------------------------------------
-
-
-class Commuters(Hammer):
-    """Readers and writers who may give their session back at any time, and lose it at any time."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.broken: list[str] = []
-        """What went wrong with sessions, in the words of the drivers."""
-
-    def write_once(self, chance: random.Random, seed: int) -> None:
-        self._lead_a_life(chance, lambda: super(Commuters, self).write_once(chance, seed))
-
-    def read_once(self, chance: random.Random) -> None:
-        self._lead_a_life(chance, lambda: super(Commuters, self).read_once(chance))
-
-    def _lead_a_life(self, chance: random.Random, work: Callable[[], None]) -> None:
-        try:
-            chance.choice([work, work, work, close_old_connections, put_back, self._forget])()
-        except (OperationalError, InterfaceError, InternalError) as error:
-            self.broken.append(f"{type(error).__name__}: {error}")
-            put_back()
-
-    def _forget(self) -> None:
-        """Leave a transaction open, and the rest to the pool.
-
-        It locks one row, like all others here: several would be locked in any order, which the
-        database may end as a deadlock.
-        """
-        execute("BEGIN", f"UPDATE tests_book SET pages = {UNCOMMITTED} WHERE id = {self.keys[0]}")
-        put_back()
 
 
 def hammer(seconds: float, meanwhile: Callable[[], Any]) -> Commuters:

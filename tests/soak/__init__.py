@@ -1,6 +1,7 @@
 """Readers and writers in several processes, while everything around them breaks.
 
     python -m tests.soak --seconds 600 --processes 4 --seed 1
+    python -m tests.soak --pooled --seconds 600 --threads 50
 
 Private servers are started: PostgreSQL, MariaDB and Redis. Every process reads as fast as it
 can, and some write; each read is checked against the floor of values that were committed, and
@@ -8,5 +9,10 @@ acknowledged, before it began. Meanwhile a vandal kills and stops processes, end
 evicts and deletes registers, restarts Redis empty and from a dump, and lets it fail over to a
 replica.
 
-`workers` is what the processes do, `vandal` what is done to them, `board` what they share.
+With `--pooled` there are PostgreSQL, PgBouncer in transaction mode, and Redis. Many threads of two
+processes share few sessions, half of them behind PgBouncer, half behind psycopg's pool. Every hit
+is compared with the database, too (`VERIFY`). The vandal ends sessions, and kills PgBouncer.
+
+`workers` and `pooled` are what the processes do, `vandal` what is done to them, `board` what they
+share.
 """

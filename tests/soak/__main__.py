@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import multiprocessing
 import os
 import random
@@ -21,19 +22,20 @@ REPORT_SECONDS = 10
 class Workers:
     """The processes; who dies is replaced."""
 
-    def __init__(self, context: Any, board: Board, seed: int, keys: Any, rest: float) -> None:
-        self._context, self._board, self._keys, self._rest = context, board, keys, rest
+    def __init__(
+        self, context: Any, board: Board, target: Any, seed: int, keys: Any, rests: list[float]
+    ) -> None:
+        """`rests`: of each process, 0 for one that only reads."""
+        self._context, self._board, self._target = context, board, target
+        self._keys, self._rests = keys, rests
         self._seeds = random.Random(seed)
-        self._writers = max(2, board.workers // 2)
-        self._processes = [self._start(worker) for worker in range(board.workers)]
+        self._processes = [self._start(worker) for worker in range(len(rests))]
 
     def _start(self, worker: int) -> Any:
-        from tests.soak import workers
-
-        rest = self._rest if worker < self._writers else 0
+        seed = self._seeds.randrange(2**32)
         process = self._context.Process(
-            target=workers.work,
-            args=[self._board, worker, self._seeds.randrange(2**32), self._keys, rest],
+            target=self._target,
+            args=[self._board, worker, seed, self._keys, self._rests[worker]],
             daemon=True,
         )
         process.start()
@@ -43,7 +45,7 @@ class Workers:
         return [process.pid for process in self._processes]
 
     def writers(self) -> list[int]:
-        return self.pids()[: self._writers]
+        return [pid for pid, rest in zip(self.pids(), self._rests, strict=True) if rest]
 
     def replace_the_dead(self) -> None:
         for worker, process in enumerate(self._processes):
@@ -61,48 +63,93 @@ class Workers:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--processes", type=int, default=4, help="at least 3")
+    parser.add_argument(
+        "--pooled", action="store_true", help="threads behind PgBouncer and psycopg's pool"
+    )
+    parser.add_argument("--processes", type=int, help="at least 3 (4); with --pooled any (2)")
+    parser.add_argument("--threads", type=int, default=50, help="of all, with --pooled")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=1, help="seconds between two faults")
     parser.add_argument(
-        "--rest", type=float, default=0.4, help="seconds between two writes of a writer, at most"
+        "--rest",
+        type=float,
+        help="seconds between two writes of a writer, at most (0.4); with --pooled of a thread, "
+        "on average (2)",
     )
     parser.add_argument(
         "--sabotage", action="store_true", help="announce no commit, to see that this is noticed"
     )
     parser.add_argument("--databases", nargs="+", default=["postgresql", "mariadb"])
     options = parser.parse_args(arguments)
-    if options.processes < 3:
+    if options.processes is None:
+        options.processes = 2 if options.pooled else 4
+    if options.rest is None:
+        options.rest = 2 if options.pooled else 0.4
+    if options.processes < 3 and not options.pooled:
         parser.error("--processes must be 3 or more: two that write, and one that only reads")
+    if options.threads < 2 * options.processes:
+        parser.error("--threads must be two for each process or more")
     return options
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.soak.settings"
+    kinds = [servers.PostgreSQLServer, *([] if options.pooled else [servers.MariaDBServer])]
+    name = "pooled_settings" if options.pooled else "settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = f"tests.soak.{name}"
     if options.sabotage:
         os.environ["ORMCACHE_SOAK_SABOTAGE"] = "1"
     os.environ["ORMCACHE_TEST_RUN"] = os.urandom(8).hex()
-    started: list[Any] = servers.start_shared([servers.PostgreSQLServer, servers.MariaDBServer])
+    started: list[Any] = servers.start_shared(kinds)
     redis = Redis()
     os.environ[servers.RedisServer.variable()] = str(redis.port)
     try:
-        return soak(options, redis)
+        return soak_pools(options, redis) if options.pooled else soak_servers(options, redis)
     finally:
         redis.close()
         for server in started:
             server.close()
 
 
-def soak(options: argparse.Namespace, redis: Redis) -> int:
+def soak_servers(options: argparse.Namespace, redis: Redis) -> int:
     from tests.soak import workers as at_work
 
     keys = at_work.prepare(options.databases)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.soak.workers"])
+    context = fork_server(at_work)
     board = Board(context, options.processes, options.databases)
-    workers = Workers(context, board, options.seed, keys, options.rest)
+    writers = max(2, options.processes // 2)
+    rests = [options.rest if worker < writers else 0 for worker in range(options.processes)]
+    workers = Workers(context, board, at_work.work, options.seed, keys, rests)
     vandal = Vandal(options.seed, redis, options.databases, workers)
+    seconds = soak(options, board, workers, vandal)
+    return report(options, board, vandal, seconds, at_work.values(keys))
+
+
+def soak_pools(options: argparse.Namespace, redis: Redis) -> int:
+    port = os.environ[servers.PostgreSQLServer.variable()]
+    with servers.PgBouncerServer(port, options={"default_pool_size": "6"}) as bouncer:
+        os.environ["ORMCACHE_SOAK_BOUNCER"] = str(bouncer.port)
+        from tests.soak import pooled as at_work
+
+        keys = at_work.prepare(at_work.ALIASES)
+        context = fork_server(at_work)
+        board = Board(context, options.threads, at_work.ALIASES)
+        work = functools.partial(at_work.work, processes=options.processes)
+        rests = [options.rest] * options.processes
+        workers = Workers(context, board, work, options.seed, keys, rests)
+        vandal = at_work.PoolVandal(options.seed, redis, at_work.ALIASES, workers, bouncer=bouncer)
+        seconds = soak(options, board, workers, vandal)
+        return report(options, board, vandal, seconds, at_work.values(keys))
+
+
+def fork_server(at_work: Any) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([at_work.__name__])
+    return context
+
+
+def soak(options: argparse.Namespace, board: Board, workers: Workers, vandal: Vandal) -> float:
+    """Let the workers work, and the vandal disturb them; return for how many seconds."""
     # It takes a while until all programs have started.
     patience = time.monotonic() + 15
     while not board.total("reads") and time.monotonic() < patience:
@@ -122,41 +169,58 @@ def soak(options: argparse.Namespace, redis: Redis) -> int:
                 next_deed = time.monotonic() + chance.uniform(0, 2 * options.pause)
             if now >= reported + REPORT_SECONDS:
                 reported = now
-                print(f"{now - begun:5.0f} s  {line(board, now - begun)}", flush=True)
+                print(f"{now - begun:5.0f} s  {line(options, board, now - begun)}", flush=True)
     seconds = time.monotonic() - begun
     vandal.wake(everybody=True)
     workers.end()
-    return report(board, vandal, seconds, keys)
+    return seconds
 
 
-def line(board: Board, seconds: float) -> str:
+def line(options: argparse.Namespace, board: Board, seconds: float) -> str:
     reads, asked = board.total("reads"), board.total("asked")
-    return (
-        f"{reads:,} reads ({reads / seconds:,.0f}/s), "
-        f"{board.total('hits') / max(asked, 1):.1%} hits, {board.total('writes'):,} writes, "
-        f"stale: {board.total('stale')}"
-    )
+    parts = [
+        f"{reads:,} reads ({reads / seconds:,.0f}/s)",
+        f"{board.total('hits') / max(asked, 1):.1%} hits",
+        f"{board.total('writes'):,} writes",
+    ]
+    if options.pooled:
+        parts += [
+            f"{board.total('verified'):,} hits verified",
+            f"mismatches: {board.total('mismatches')}",
+        ]
+    return ", ".join([*parts, f"stale: {board.total('stale')}"])
 
 
-def report(board: Board, vandal: Vandal, seconds: float, keys: dict[str, list[int]]) -> int:
-    from tests.soak import workers as at_work
-
-    print(f"\n{seconds:.0f} s: {line(board, seconds)}")
+def report(
+    options: argparse.Namespace,
+    board: Board,
+    vandal: Vandal,
+    seconds: float,
+    values: dict[str, list[int]],
+) -> int:
+    """Print what has happened; return 1 if something was wrong. `values`: of the rows."""
+    print(f"\n{seconds:.0f} s: {line(options, board, seconds)}")
     print(
         f"writes refused while Redis was away: {board.total('refused'):,}; "
         f"statements that lost their session: {board.total('errors'):,}; "
         f"unexpected errors: {board.total('unexpected'):,}"
     )
+    if options.pooled:
+        print(
+            f"hits: {board.total('hits'):,}; not verified, as a write came between or the "
+            f"session was lost: {board.total('unverified'):,}"
+        )
     for deed, times in sorted(vandal.done.items()):
         print(f"  {times:5} x {deed}")
     lost = 0
-    for alias, found in at_work.values(keys).items():
+    for alias, found in values.items():
         floors = board.floors(0, alias)
         lost += sum(value < floor for value, floor in zip(found, floors, strict=True))
     if lost:
         print(f"rows that the database has lost, so that nothing is proved: {lost}")
-    is_wrong = board.total("stale") or board.total("unexpected") or lost or not board.total("hits")
-    return 1 if is_wrong else 0
+    is_wrong = lost or any(map(board.total, ("stale", "mismatches", "unexpected")))
+    has_shown = board.total("verified" if options.pooled else "hits")
+    return 1 if is_wrong or not has_shown else 0
 
 
 if __name__ == "__main__":

@@ -10,8 +10,14 @@ from typing import Any
 
 from tests.hammering import ROWS
 
-COUNTS = ("reads", "hits", "asked", "writes", "refused", "errors", "stale", "unexpected")
-"""`asked`: reads of which it is known whether they were hits. `errors`: of the databases."""
+COUNTS = (
+    *("reads", "hits", "asked", "writes", "refused", "errors", "stale", "unexpected"),
+    *("verified", "unverified", "mismatches"),
+)
+"""`asked`: reads of which it is known whether they were hits. `errors`: of the databases.
+
+The last three: hits that were compared with the database, or could not be, or were wrong.
+"""
 
 
 class Board:

@@ -56,6 +56,10 @@ class Redis:
         self.server.close()
 
 
+Deeds = dict[str, tuple[int, Callable[[], None]]]
+"""By their names: how often, compared with others, and what."""
+
+
 class Vandal:
     """One deed after the other, of each kind at least one; then by their weights."""
 
@@ -65,7 +69,12 @@ class Vandal:
         self._chance = random.Random(seed)
         self._redis, self._aliases, self._workers = redis, aliases, workers
         self._stopped: list[tuple[float, int]] = []
-        self._deeds: dict[str, tuple[int, Callable[[], None]]] = {
+        self._deeds = self.deeds()
+        self._first = list(self._deeds)
+        self._chance.shuffle(self._first)
+
+    def deeds(self) -> Deeds:
+        return {
             "worker killed (SIGKILL)": (30, self._kill_worker),
             "worker stopped (SIGSTOP) for a moment": (20, self._stop_worker),
             "reader stopped (SIGSTOP) for longer than a lease": (4, self._stop_reader),
@@ -81,8 +90,6 @@ class Vandal:
             "Redis restarted from a dump": (1, self._restart_from_dump),
             "Redis failed over to a replica": (1, self._redis.fail_over),
         }
-        self._first = list(self._deeds)
-        self._chance.shuffle(self._first)
 
     def act(self) -> None:
         """Do something."""

@@ -66,7 +66,7 @@ def _read(board: Board, worker: int, seed: int, keys: dict[str, list[int]]) -> N
             _reconnect(board, worker, hammer.using)
             continue
         except Exception:
-            _report(board, worker, traceback.format_exc())
+            report_error(board, worker, traceback.format_exc())
             continue
         board.add(worker, "reads")
         if hammer.stale:
@@ -87,7 +87,7 @@ def _write(board: Board, worker: int, seed: int, keys: dict[str, list[int]], res
         except db.Error:
             _reconnect(board, worker, hammer.using)
         except Exception:
-            _report(board, worker, traceback.format_exc())
+            report_error(board, worker, traceback.format_exc())
         else:
             board.add(worker, "writes")
         time.sleep(chance.uniform(0, rest))
@@ -106,7 +106,7 @@ def _tell(board: Board, worker: int, hammer: Hammer) -> None:
     print(f"stale on {hammer.using}: {wrong}", file=sys.stderr, flush=True)
 
 
-def _report(board: Board, worker: int, error: str) -> None:
+def report_error(board: Board, worker: int, error: str) -> None:
     board.add(worker, "unexpected")
     print(error, file=sys.stderr, flush=True)
 
