@@ -330,8 +330,8 @@ def why_not_store(
         if not catalog.confirm(connection, state, route, plan.registers, vector):
             return Reason.CATALOG_UNKNOWN, ""
     # Who wrote to what has become known just now was not noticed.
-    is_known = plan.registers == plans.depending(plan, connection, state, route).registers
-    return None if is_known else Reason.CATALOG_UNKNOWN, ""
+    now = catalog.registers(connection, state, route, plan.tables, plan.elsewhere)
+    return None if plan.registers == now else Reason.CATALOG_UNKNOWN, ""
 
 
 def _taken(answer: Any, result_type: str) -> codec.Result:

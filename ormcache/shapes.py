@@ -15,7 +15,8 @@ the language, the tenant. Which of them take part shows when the first query of 
 compiled. If there are any, it leaves no template, and neither will the others.
 
 A template also keeps the text of the first query, without its conditions and its limits. Where
-that can be told apart beyond doubt, a miss compiles the conditions and nothing else.
+that can be told apart beyond doubt, a miss compiles the conditions and nothing else; of plain
+comparisons only the right sides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import functools
 import hashlib
 import re
 import uuid
@@ -43,10 +45,11 @@ from django.db.models import (
     Value,
 )
 from django.db.models.expressions import Col, OrderBy, Ref, Star
-from django.db.models.lookups import Lookup
+from django.db.models.fields.related_lookups import RelatedLookupMixin
+from django.db.models.lookups import BuiltinLookup, Exact, Lookup
 from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable, Join
-from django.db.models.sql.where import WhereNode
+from django.db.models.sql.where import XOR, WhereNode
 
 from ormcache import keys, tables
 from ormcache.conf import Settings
@@ -122,7 +125,10 @@ class Text(NamedTuple):
     """What is selected from where."""
     params: tuple[Any, ...]
     """The parameters in that: none, or the 1 of exists()."""
-    has_conditions: bool
+    where: str
+    """The conditions of the first query."""
+    rights: tuple[str, ...]
+    """Their right sides, if all the rest of them is in the shape; see :func:`_right_sides`."""
     tail: str
     """How it is grouped and ordered."""
 
@@ -131,12 +137,50 @@ class Text(NamedTuple):
 
         None if the values take the conditions away, or leave no row: Django knows what to do.
         """
-        conditions = _conditions(compiler)
-        if conditions is None or bool(conditions[0]) != self.has_conditions:
-            return None
-        where, params = conditions
+        sides = _right_sides(compiler) if self.rights else None
+        if sides is not None and sides[0] == self.rights:
+            where, params = self.where, sides[1]
+        else:
+            conditions = _conditions(compiler)
+            if conditions is None or bool(conditions[0]) != bool(self.where):
+                return None
+            where, params = conditions
         text = f"{self.head}{where}{self.tail}{_limits(compiler)}"
         return text, (*self.params, *params)
+
+
+def _right_sides(compiler: Any) -> tuple[tuple[str, ...], tuple[Any, ...]] | None:
+    """The text to the right of each operator, and the parameters of all of them.
+
+    None unless the rest of their text is in the shape, as that of Django's plain comparisons is;
+    and where Django has to weigh the conditions, as with a value that no row can have.
+    """
+    connection, where = compiler.connection, compiler.query.where
+    if where.connector == XOR:
+        return None
+    texts: list[str] = []
+    params: list[Any] = []
+    try:
+        for lookup in where.children:
+            kind: Any = type(lookup)
+            # A boolean may become "NOT column".
+            if not _is_comparison(kind, connection.vendor) or type(lookup.rhs) is bool:
+                return None
+            text, own = lookup.process_rhs(compiler, connection)
+            texts.append(text)
+            params.extend(own)
+    except (EmptyResultSet, FullResultSet):
+        return None
+    return tuple(texts), tuple(params)
+
+
+_COMPARISONS = frozenset({BuiltinLookup.as_sql, Exact.as_sql, RelatedLookupMixin.as_sql})
+"""They put a column, an operator and the right side together."""
+
+
+@functools.cache
+def _is_comparison(kind: Any, vendor: str) -> bool:
+    return kind.as_sql in _COMPARISONS and not hasattr(kind, f"as_{vendor}")
 
 
 def _conditions(compiler: Any) -> tuple[str, tuple[Any, ...]] | None:
@@ -173,7 +217,9 @@ def _taken_apart(compiler: Any, sql: str, params: tuple[Any, ...]) -> Text | Non
         head, tail = text.split(where)
     has_its_own = tail.count("%") == 0 and head.count("%") == len(before)
     is_known = (*before, *own) == params and all(isinstance(value, int) for value in before)
-    return Text(head, before, bool(where), tail) if has_its_own and is_known else None
+    sides = _right_sides(compiler)
+    rights = sides[0] if sides is not None and sides[1] == own else ()
+    return Text(head, before, where, rights, tail) if has_its_own and is_known else None
 
 
 class Template:

@@ -62,8 +62,12 @@ RELIED_ON: dict[str, dict[str, str]] = {
         "django.db.models.sql.where": "WhereNode WhereNode.as_sql WhereNode.split_having_qualify",
         "django.db.models.lookups": (
             "Lookup Lookup.__init__ Lookup.process_lhs Lookup.process_rhs Lookup.get_prep_lookup "
-            "In.process_rhs In.get_prep_lookup BuiltinLookup.as_sql Exact.as_sql IsNull.as_sql"
+            "In.process_rhs In.get_prep_lookup BuiltinLookup.as_sql Exact.as_sql IsNull.as_sql "
+            "Lookup.process_rhs Lookup.get_db_prep_lookup BuiltinLookup.get_rhs_op "
+            "FieldGetDbPrepValueMixin.get_db_prep_lookup IntegerFieldOverflow.process_rhs "
+            "PatternLookup.get_rhs_op PatternLookup.process_rhs"
         ),
+        "django.db.models.fields.related_lookups": "RelatedLookupMixin.as_sql",
         "django.db.models.sql.datastructures": (
             "Join Join.__init__ Join.as_sql BaseTable BaseTable.__init__ BaseTable.as_sql"
         ),
