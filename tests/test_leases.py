@@ -69,7 +69,13 @@ def test_a_commit_that_takes_longer_than_the_lease_stays_announced(
     assert set(cached.outcomes) == {BUSY}
     commit.end()
     writer.result()
-    assert cached.warm(names) == ["new"]
+    # Who was just renewing the announcement ends it once more, which costs another miss.
+    deadline = time.monotonic() + SECONDS
+    outcome = ""
+    while outcome != "hit":
+        answer, (outcome,) = cached.call(names)
+        assert answer == ["new"]
+        assert time.monotonic() < deadline
 
 
 @on_pairs(("postgresql", "redis"), ("default", "locmem"), transaction=True)
