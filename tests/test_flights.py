@@ -43,7 +43,11 @@ def connected(using: str, names: Names) -> Callable[[], list[str]]:
 def first(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, author: Author, connected: Callable[[], Any]
 ) -> Iterator[tuple[Background, Pause]]:
-    """A reader who has missed, and who is stopped before it asks the database."""
+    """A reader who has missed, and who is stopped before it asks the database.
+
+    Whoever waits for it does so for longer than the test does.
+    """
+    monkeypatch.setattr(flights, "_PATIENCE", 3 * SECONDS)
     pause = pause_before(monkeypatch, reads.Read, "from_database")
     reader = Background(connected)
     pause.wait()
