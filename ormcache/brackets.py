@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from django import db
 
 from ormcache import counters, debts, fence_rows
+from ormcache.bursts import bursts
 from ormcache.conf import current
 from ormcache.connection_state import (
     ConnectionState,
@@ -23,7 +24,6 @@ from ormcache.connection_state import (
     is_executing,
     is_open,
     is_pipelined,
-    state_of,
 )
 from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable, NoFence
 from ormcache.leases import keeper
@@ -50,6 +50,7 @@ class Bracket:
         "_alias",
         "_begun",
         "_intent",
+        "_is_ahead",
         "_is_owed",
         "_is_transaction",
         "_lease",
@@ -75,6 +76,8 @@ class Bracket:
         self._lease = lease
         self._intent: str | None = None
         self._started: Callable[[], None] | None = None
+        self._is_ahead = False
+        """Whether it was announced before its statement was there: in autocommit, by the ORM."""
         self._begun = 0.0
         self._is_owed = False
 
@@ -97,12 +100,18 @@ class Bracket:
         store, breaker = self._route.store, self._route.breaker
         if store is None or not breaker.is_closed:
             return False
-        self._intent, self._begun = new_nonce(), time.monotonic()
-        try:
-            self._started = store.start_arm(self._route.namespace, self._intent, self._tables)
-        except CacheError:
-            self._intent = None
-            return False
+        waiting = bursts.take(self._route, self._tables) if bursts else None
+        if waiting is not None:
+            self._intent, self._begun = waiting.name, waiting.begun
+            self._started = _is_there
+        else:
+            self._intent, self._begun = new_nonce(), time.monotonic()
+            try:
+                self._started = store.start_arm(self._route.namespace, self._intent, self._tables)
+            except CacheError:
+                self._intent = None
+                return False
+        self._is_ahead = True
         return True
 
     def cancel(self) -> None:
@@ -231,12 +240,28 @@ class Bracket:
         if self._intent is None:
             return
         keeper.release(self._intent, finished=known)
-        if known:
+        if known and not self._waits(self._intent):
             self._finish()
         names = self._names
         counters.count_event(self._alias, names, "invalidated")
         if tables_invalidated.receivers:
             tables_invalidated.send_robust(sender=None, using=self._alias, tables=names)
+
+    def _waits(self, intent: str) -> bool:
+        """Whether the intent may stay for the next commit, and does."""
+        store = self._route.store
+        return (
+            self._is_ahead
+            and store is not None
+            and store.shares_intents
+            # Otherwise the keeper may be about to renew it, and to take it back.
+            and self._is_fresh()
+            and bursts.keep(self._route, self._tables, intent, self._begun)
+        )
+
+
+def _is_there() -> None:
+    """What there is to wait for, if the announcement is that of the commit before."""
 
 
 class Brackets:
@@ -341,21 +366,19 @@ def _bracket(route: Route, tables: Iterable[str], is_transaction: bool = False) 
     return Bracket(route.alias, route, names, current().LEASE, is_transaction=is_transaction)
 
 
-def may_expect(connection: Any) -> bool:
-    """Whether :func:`expecting` would gain anything, before its tables are worked out."""
-    state = state_of(connection)
+def may_expect(connection: Any, state: ConnectionState) -> bool:
+    """Whether :func:`expecting` may be called, and would gain anything."""
     return state.expected is None and not in_transaction(connection, state)
 
 
-def expecting(connection: Any, tables: Iterable[str], work: Callable[[], _T]) -> _T:
+def expecting(
+    connection: Any, state: ConnectionState, tables: Iterable[str], work: Callable[[], _T]
+) -> _T:
     """Run ``work``, which prepares and executes a statement that writes ``tables``.
 
     In autocommit the announcement is on its way while Django compiles the statement; without
-    this, the statement would wait for a round trip to the cache.
+    this, the statement would wait for a round trip to the cache. Ask :func:`may_expect` first.
     """
-    if not may_expect(connection):
-        return work()
-    state = state_of(connection)
     bracket = _bracket(state.route(connection, current()), tables)
     if not bracket.start():
         return work()

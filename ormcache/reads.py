@@ -23,6 +23,7 @@ from ormcache import (
     verification,
 )
 from ormcache.access import check_access
+from ormcache.bursts import bursts
 from ormcache.comparison import Order, order_of
 from ormcache.conf import Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction, state_of
@@ -270,6 +271,8 @@ def look_up(route: Route, plan: Plan) -> Lookup:
     store = route.store
     if store is None or not route.breaker.allows():
         return _UNREACHABLE
+    if bursts:
+        bursts.settle(route.namespace, plan.registers)
     return _answered(route, lambda: store.read(route.namespace, plan.entry, plan.registers))
 
 
@@ -281,6 +284,8 @@ def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
     store = route.store
     if store is None or not route.breaker.allows():
         return lambda: _UNREACHABLE
+    if bursts:
+        bursts.settle(route.namespace, plan.registers)
     wait = store.start_read(route.namespace, plan.entry, plan.registers)
     return lambda: _answered(route, wait)
 

@@ -6,6 +6,7 @@ SQL, the schema editor, ``flush``, ``loaddata``. What a text does is worked out 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -396,39 +397,39 @@ def saving(
     update_fields: Any = None,
 ) -> Any:
     """``Model._save_table``: one row of one table is about to be written."""
-
-    def work() -> Any:
-        return original(instance, raw, cls, force_insert, force_update, using, update_fields)
-
-    if using is None or not brackets.may_expect(connections[using]):
+    work = functools.partial(
+        original, instance, raw, cls, force_insert, force_update, using, update_fields
+    )
+    if using is None:
         return work()
     connection: Any = connections[using]
     table = (cls or type(instance))._meta.db_table
-    return brackets.expecting(connection, _expected(connection, table, deletes=False), work)
+    return _announced_ahead(connection, table, work, deletes=False)
 
 
 def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
-    if not brackets.may_expect(compiler.connection):
-        return original(compiler, *args, **kwargs)
-    return brackets.expecting(
+    return _announced_ahead(
         compiler.connection,
-        _expected(
-            compiler.connection,
-            compiler.query.get_meta().db_table,
-            deletes=isinstance(compiler, SQLDeleteCompiler),
-        ),
-        lambda: original(compiler, *args, **kwargs),
+        compiler.query.get_meta().db_table,
+        functools.partial(original, compiler, *args, **kwargs),
+        deletes=isinstance(compiler, SQLDeleteCompiler),
     )
 
 
-_closures: Memo[tuple[str, bool], tuple[frozenset[str], str]] = Memo()
-
-
-def _expected(connection: Any, db_table: str, *, deletes: bool) -> frozenset[str]:
-    """The registers that will change with a write to ``db_table``, as it looks beforehand."""
+def _announced_ahead(
+    connection: Any, db_table: str, work: Callable[[], Any], *, deletes: bool
+) -> Any:
+    """Run ``work``, which writes ``db_table``; if that is a commit, announce it beforehand."""
+    state = state_of(connection)
+    if not brackets.may_expect(connection, state):
+        return work()
     names, own = _written(db_table, deletes=deletes)
-    return state_of(connection).will_write(connection, names, own)
+    registers = state.will_write(connection, names, own)
+    return brackets.expecting(connection, state, registers, work)
+
+
+_closures: Memo[tuple[str, bool], tuple[frozenset[str], str]] = Memo()
 
 
 def _written(db_table: str, *, deletes: bool) -> tuple[frozenset[str], str]:

@@ -14,7 +14,7 @@ from django.db import DatabaseError, IntegrityError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Value
 
-from ormcache import brackets
+from ormcache import brackets, bursts
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
 from tests.authors import NEW, OLD, Names, execute, rename, update, wait_for_lease
@@ -155,7 +155,8 @@ on_redis = on_pairs(("postgresql", "redis"), transaction=True)
 def announced(
     monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author
 ) -> list[str]:
-    """What the store is told of commits from now on."""
+    """What the store is told of commits from now on, each on its own."""
+    monkeypatch.setattr(bursts, "_PAUSE", -1.0)
     return record_calls(monkeypatch, store_of(using), "start_arm", "arm", "finish")
 
 

@@ -89,7 +89,7 @@ class Scripts:
         asks, told = "redis.call('TIME')", f"redis.call('LRANGE', '{self.prefix}clock', 0, 1)"
         self.texts = {}
         for name, text in SCRIPTS.items():
-            assert text.count(asks) == 1
+            assert asks in text
             self.texts[name] = text.replace(asks, told)
 
     def set_clock(self, now: int) -> None:

@@ -16,7 +16,7 @@ from django.core.cache import caches
 
 from ormcache.exceptions import CacheError
 from ormcache.reasons import Reason
-from ormcache.stores import channels, strict_store
+from ormcache.stores import flushing, strict_store
 from ormcache.stores.base import Lookup, Store
 from ormcache.stores.channels import _PENDING_LIMIT, FLAGS, Channel, Channels, bulk
 from ormcache.stores.redis import SCRIPTS, connection_pool
@@ -259,7 +259,7 @@ class Traffic:
             self.awaited += 1
             return receive(channel)
 
-        monkeypatch.setattr(channels._flusher, "notice", lambda its: None)
+        monkeypatch.setattr(flushing.flusher, "notice", lambda its: None)
         monkeypatch.setattr(Channel, "post", counting_post)
         monkeypatch.setattr(Channel, "receive", counting_receive)
 
@@ -649,7 +649,7 @@ def test_an_answer_is_stored_with_the_next_command(
     make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One system call less on the way of a miss, and the same thread finds it all the same."""
-    monkeypatch.setattr(channels._flusher, "notice", lambda its: None)
+    monkeypatch.setattr(flushing.flusher, "notice", lambda its: None)
     store = make()
     vector = read_clean(store, space).vector
     before = sent(admin)
@@ -678,7 +678,7 @@ def test_where_no_thread_can_be_started_an_answer_is_sent_at_once(
     make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python 3.12 starts none once it has begun to end: a read in an atexit handler."""
-    monkeypatch.setattr(channels, "_flusher", channels._Flusher())
+    monkeypatch.setattr(flushing, "flusher", flushing.Flusher())
     monkeypatch.setattr(threading.Thread, "start", refuse_to_start)
     store = make()
     vector = read_clean(store, space).vector
@@ -696,7 +696,7 @@ def test_a_signal_handler_may_interrupt_the_notice_of_an_unsent_answer(
     make: Callable[..., Any],
 ) -> None:
     """Wherever it does: here at each line. A handler that reads would wait for itself."""
-    flusher, noticed = channels._Flusher(), make()._channels
+    flusher, noticed = flushing.Flusher(), make()._channels
     passed = -1
 
     def work(moment: int) -> None:
@@ -729,7 +729,7 @@ def test_a_signal_handler_may_interrupt_the_notice_of_an_unsent_answer(
 def test_a_large_answer_is_sent_at_once(
     make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channels._flusher, "notice", lambda its: None)
+    monkeypatch.setattr(flushing.flusher, "notice", lambda its: None)
     store = make()
     vector = read_clean(store, space).vector
     store.fill(space, ENTRY, vector, b"-" * 100_000, 60)
@@ -740,7 +740,7 @@ def test_a_large_answer_is_sent_at_once(
 def test_what_cannot_be_sent_later_is_a_miss_and_no_error(
     make: Callable[..., Any], admin: Any, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channels._flusher, "notice", lambda its: None)
+    monkeypatch.setattr(flushing.flusher, "notice", lambda its: None)
     store = make()
     vector = read_clean(store, space).vector
     store.fill(space, ENTRY, vector, b"answer", 60)

@@ -52,6 +52,9 @@ class Store(abc.ABC):
     """``"strict"``: no answer is ever older than the database's. ``"standard"``: it may be,
     for moments, while two commits to one table overlap; see the page on guarantees."""
 
+    shares_intents = False
+    """Whether commits that follow each other may share an intent, see :mod:`ormcache.bursts`."""
+
     is_remote = True
     """Whether it may be out of reach of this process, or of another."""
 

@@ -11,13 +11,12 @@ import collections
 import contextlib
 import importlib
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError, CacheTimeout
+from ormcache.stores import flushing
 
 FLAGS = b"#!lua flags=allow-oom\n"
 """The first line of a script on servers that know it."""
@@ -25,8 +24,6 @@ FLAGS = b"#!lua flags=allow-oom\n"
 _PENDING_LIMIT = 64
 _UNSENT_LIMIT = 16 * 1024
 """Bytes up to which a command that nobody waits for may stay behind."""
-_FLUSH_SECONDS = 0.02
-"""After so long it is sent all the same."""
 _SKIP_REPLY = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$4\r\nSKIP\r\n"
 """Makes the server say nothing to this command and the next one."""
 _T = TypeVar("_T")
@@ -254,7 +251,7 @@ class Channels:
 
     def flush_soon(self) -> None:
         """Some idle channel has a command that it did not send yet: see that it does."""
-        _flusher.notice(self)
+        flushing.flusher.notice(self)
 
     def flush(self) -> None:
         """Let the idle channels send what they have; those in use do so by themselves."""
@@ -352,57 +349,3 @@ class Channels:
                 self._idle.pop().close()
             except IndexError:
                 return
-
-
-class _Flusher:
-    """The thread that sends what would otherwise wait for a command that may never come."""
-
-    def __init__(self) -> None:
-        self._reset()
-        os.register_at_fork(after_in_child=self._reset)
-
-    def _reset(self) -> None:
-        self._due: set[Channels] = set()
-        # Unlocked to wake the thread. Unlike an Event, it may be interrupted by itself: a signal
-        # handler may read, too.
-        self._asleep = threading.Lock()
-        self._asleep.acquire()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def notice(self, channels: Channels) -> None:
-        if self._thread is None and not self._start():
-            channels.flush()
-            return
-        self._due.add(channels)
-        if self._asleep.locked():
-            # Somebody else may have woken it meanwhile.
-            with contextlib.suppress(RuntimeError):
-                self._asleep.release()
-
-    def _start(self) -> bool:
-        """Start the thread; returns whether there is one, or will be."""
-        if not self._starting.acquire(blocking=False):
-            return True
-        try:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="ormcache-flusher", daemon=True)
-                thread.start()
-                self._thread = thread
-        except RuntimeError:
-            # There are too many, or the interpreter has begun to end.
-            return False
-        finally:
-            self._starting.release()
-        return True
-
-    def _run(self) -> None:
-        while True:
-            # Locked before it looks: whoever comes later wakes it once more.
-            self._asleep.acquire()
-            time.sleep(_FLUSH_SECONDS)
-            while self._due:
-                self._due.pop().flush()
-
-
-_flusher = _Flusher()

@@ -21,6 +21,8 @@ PROTOCOL = 1
 """Version of the key layout and the scripts; part of every key."""
 
 _EVALSHA = bulk(b"EVALSHA")
+_ARGUMENTS = {"arm": 3, "finish": 3, "settle": 5}
+"""How many arguments the scripts have after the replication id."""
 _MEMO_LIMIT = 4096
 # Whatever others have put into a register comes back as it was.
 _VECTOR = ("utf-8", "surrogateescape")
@@ -34,8 +36,8 @@ def _script(*names: str) -> str:
 
 SCRIPTS = {
     "read": _script("incarnation", "read_clean", "registers", "read_touched"),
-    "arm": _script("incarnation", "registers", "arm"),
-    "finish": _script("incarnation", "registers", "finish"),
+    "arm": _script("incarnation", "arm_clean", "registers", "arm"),
+    "finish": _script("incarnation", "finish_clean", "registers", "finish"),
     "settle": _script("incarnation", "registers", "settle"),
 }
 
@@ -67,8 +69,8 @@ class _Parts(NamedTuple):
     """EVALSHA of the read script, up to the entry's key."""
     after_entry: bytes
     """What follows the entry's key, up to the nonce."""
-    change: bytes
-    """Number and names of the keys of the scripts that arm and finish, and the replication id."""
+    changes: dict[str, bytes]
+    """By script, EVALSHA of what arms, finishes or settles, up to the nonce."""
     prefix: bytes
     """What the keys of the namespace begin with."""
 
@@ -98,6 +100,7 @@ class RedisStore(Store):
     """See the module."""
 
     mode = "strict"
+    shares_intents = True
 
     def __init__(self, pool: Any) -> None:
         self._channels = Channels(pool, SCRIPTS)
@@ -119,6 +122,7 @@ class RedisStore(Store):
             registers = b"".join(map(bulk, keys))
             replid = bulk(channel.replid)
             count = len(keys)
+            change = bulk(b"%d" % count) + registers + replid
             parts = _Parts(
                 b"*%d\r\n%s%s%s"
                 % (
@@ -128,7 +132,11 @@ class RedisStore(Store):
                     bulk(b"%d" % (count + 1)),
                 ),
                 registers + replid,
-                bulk(b"%d" % count) + registers + replid,
+                {
+                    script: b"*%d\r\n%s%s%s"
+                    % (count + arguments + 4, _EVALSHA, channel.sha[script], change)
+                    for script, arguments in _ARGUMENTS.items()
+                },
                 prefix,
             )
             if len(self._memo) > _MEMO_LIMIT:
@@ -271,14 +279,8 @@ class RedisStore(Store):
         lease = int(current().LEASE * 1000)
         arguments = [new_nonce().encode(), *(b"%d" % fact for fact in (lease, *facts))]
         channel.call(
-            b"*%d\r\n%s%s%s%s"
-            % (
-                len(tables) + 10,
-                _EVALSHA,
-                channel.sha["settle"],
-                self._parts(namespace, channel, tables).change,
-                b"".join(map(bulk, arguments)),
-            )
+            self._parts(namespace, channel, tables).changes["settle"]
+            + b"".join(map(bulk, arguments))
         )
 
     def _call(self, channel: Channel, *change: Any) -> None:
@@ -299,11 +301,8 @@ class RedisStore(Store):
         lease = b"%d" % (current().LEASE * 1000)
         name = intent.encode()
         # bulk(), written out.
-        return b"*%d\r\n%s%s%s$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
-            len(tables) + 8,
-            _EVALSHA,
-            channel.sha[script],
-            self._parts(namespace, channel, tables).change,
+        return b"%s$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
+            self._parts(namespace, channel, tables).changes[script],
             len(nonce),
             nonce,
             len(lease),

@@ -114,9 +114,11 @@ class Session:
             self._tolerant(self.read_some)
 
     def writer(self) -> None:
-        for _ in range(1 + int(self._pick() * 2)):
+        # In a burst the commits share one announcement.
+        is_burst = self._pick() < 0.3
+        for _ in range(3 + int(self._pick() * 2) if is_burst else 1 + int(self._pick() * 2)):
             self._tolerant(self.write_some)
-            if self._pick() < 0.3:
+            if self._pick() < (0.1 if is_burst else 0.3):
                 self._tolerant(self.read_some)
 
     def transaction(self) -> None:

@@ -14,6 +14,7 @@ from unittest import mock
 
 from ormcache import (
     brackets,
+    bursts,
     debts,
     flights,
     leases,
@@ -107,6 +108,19 @@ def _of_any_registers(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda name: original((*name[:2], ""))
 
 
+def _without_taking(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Bursts.take`, which leaves the intent for the next one, too."""
+
+    def take(self: Any, *args: Any) -> Any:
+        waiting = dict(self._waiting)
+        try:
+            return original(self, *args)
+        finally:
+            self._waiting.update(waiting)
+
+    return take
+
+
 # --- the store -----------------------------------------------------------------------------
 
 
@@ -153,7 +167,10 @@ MUTANTS: dict[str, Mutant] = {
         _scripts(_BIRTH, ")"), _scripts("'b', clock(), 'l', lease", "'b', 0, 'l', lease")
     ),
     "arm does not note the register": _scripts(_NOTE, "", "arm"),
-    "no lease": _scripts("(clock() + lease)", "clock()", "arm"),
+    "no lease": _all(
+        _scripts("(clock() + lease)", "clock()", "arm"),
+        _scripts("time[2] / 1000) + ARGV[3]", "time[2] / 1000)", "arm"),
+    ),
     "a lease is not renewed": _patch(leases.Keeper, "renew", lambda self: None),
     "nobody looks how old an announcement is": _patch(
         brackets.Bracket, "_is_fresh", lambda self: True
@@ -168,7 +185,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "no new nonce for a commit": _all(
         _scripts("'n', nonce, 'd', table", "'d', table", "arm"),
+        _scripts("'n', ARGV[2], 'd', ARGV[4]", "'d', ARGV[4]", "arm"),
         _scripts("redis.call('HSET', KEYS[i], 'n', nonce)", "", "finish"),
+        _scripts("redis.call('HSET', KEYS[i], 'n', ARGV[2])", "", "finish"),
     ),
     "readers wait for others who saw other registers": _patch(
         flights, "take_off", _of_any_registers(flights.take_off)
@@ -181,6 +200,16 @@ MUTANTS: dict[str, Mutant] = {
         "string.sub(entry, 41, #head) == string.sub(head, 41) then\n"
         "    return head .. string.sub(entry, #head + 1)",
         "read",
+    ),
+    "the quick way to arm takes other intents away": _scripts(" and not register[2]", "", "arm"),
+    "the quick way to arm does not ask what is known": _scripts(
+        "plain and facts[i + 2] and", "plain and", "arm"
+    ),
+    "the quick way to finish takes other intents away": _scripts(
+        "string.match(register[2] or '', '^([^=,]+)=%d+$') == ARGV[4]", "true", "finish"
+    ),
+    "two commits at once share an intent": _patch(
+        bursts.Bursts, "take", _without_taking(bursts.Bursts.take)
     ),
     "arm after the commit": _patch(brackets, "announce", _arm_after(brackets.announce)),
     "transactions announce nothing": _patch(

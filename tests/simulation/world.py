@@ -22,17 +22,19 @@ from django.test import override_settings
 
 from ormcache import (
     brackets,
+    bursts,
     catalog,
     connection_state,
     debts,
     flights,
     leases,
     overdue,
+    reads,
     shapes,
     stores,
 )
 from ormcache.conf import current
-from ormcache.stores import Breaker, breaker, channels
+from ormcache.stores import Breaker, breaker, channels, flushing
 from ormcache.stores.base import new_nonce
 from ormcache.stores.redis import RedisStore
 from tests.simulation import actors
@@ -66,7 +68,7 @@ class _Warm(NamedTuple):
 
 
 class _Flusher:
-    """Stands for `channels._flusher`, which has a thread."""
+    """Stands for `flushing.flusher`, which has a thread."""
 
     def __init__(self) -> None:
         self.due: set[Any] = set()
@@ -86,6 +88,7 @@ class Process:
         self.breaker = Breaker()
         self.breakers = {"simulated": self.breaker}
         self.debts = debts.Debts()
+        self.bursts = bursts.Bursts()
         self.keeper = leases.Keeper()
         # Its thread is `World._renew`.
         self.keeper._start = lambda: None  # type: ignore[method-assign]
@@ -101,6 +104,7 @@ class Process:
         self.breaker._until, self.breaker._pause, self.breaker._trying = None, 0.5, False
         self.debts._written = {}
         self.debts._forget_threads()
+        self.bursts._reset()
         self.keeper._reset()
         self.store._channels._idle.clear()
         self.flights: dict[Any, Any] = {}
@@ -137,6 +141,7 @@ class Process:
     def enter(self) -> None:
         """Make the modules' state that of this process."""
         debts.ledger = self.debts
+        brackets.bursts = reads.bursts = self.bursts
         brackets.keeper = self.keeper
         flights._under_way = self.flights
         stores._stores = self.stores  # type: ignore[assignment]
@@ -145,7 +150,7 @@ class Process:
         catalog._breakers = self.catalog_breakers
         overdue._tried = self.overdue_tried
         overdue._breakers = self.overdue_breakers
-        channels._flusher = self.flusher  # type: ignore[assignment]
+        flushing.flusher = self.flusher  # type: ignore[assignment]
 
 
 class Profile(NamedTuple):
@@ -273,7 +278,7 @@ class World:
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(_untraced())
-            for module in (brackets, debts, leases, breaker, overdue):
+            for module in (brackets, bursts, debts, leases, breaker, overdue):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
             # Actors stand for threads.
@@ -290,13 +295,14 @@ class World:
             # Receivers ask questions of a connection that leads nowhere.
             stack.enter_context(mock.patch.object(base, "connection_created", Signal()))
             for owner, names in (
-                (brackets, ("keeper",)),
+                (brackets, ("bursts", "keeper")),
+                (reads, ("bursts",)),
                 (debts, ("ledger",)),
                 (flights, ("_under_way",)),
                 (stores, ("_stores", "_breakers")),
                 (catalog, ("_known", "_breakers")),
                 (overdue, ("_tried", "_breakers")),
-                (channels, ("_flusher",)),
+                (flushing, ("flusher",)),
             ):
                 for name in names:
                     stack.enter_context(mock.patch.object(owner, name, getattr(owner, name)))
@@ -516,11 +522,16 @@ class World:
     def _resolve(self, orphan: Any) -> None:
         (self.database.apply if self.random() < 0.7 else self.database.abort)(orphan)
 
-    def _flush(self, process: Process) -> None:
-        """Send what was left behind; the flusher's thread, 2 ms or any time later."""
+    def _flush(self, process: Process, *, at_once: bool = False) -> None:
+        """Send what was left behind; the flusher's thread, 20 ms or any time later."""
         self._enter(process)
         while process.flusher.due:
-            process.flusher.due.pop().flush()
+            waiting = process.flusher.due.pop()
+            if waiting is process.bursts and not at_once:
+                # The others only send, in one step.
+                self.scheduler.spawn(f"{process.name}.flusher", process, waiting.flush)
+            else:
+                waiting.flush()
 
     def _renew(self, process: Process) -> None:
         """One round of the thread that renews leases."""
@@ -556,7 +567,7 @@ class World:
         for process in self.processes:
             self._enter(process)
             actors.Session(self, process, CONNECTIONS - 1).read_all()
-            self._flush(process)
+            self._flush(process, at_once=True)
         while self.ready:
             self.ready[0].deliver()
         self.floor[:] = self.database.states[-1]
@@ -565,7 +576,7 @@ class World:
     def _recover(self) -> None:
         """A lease later, with nothing wrong any more, everything is cached again."""
         for process in self.processes:
-            self._flush(process)
+            self._flush(process, at_once=True)
         while self.ready:
             self.ready[0].deliver()
         for _ in range(3):

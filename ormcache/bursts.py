@@ -1,0 +1,135 @@
+"""Commits that follow each other closely share one announcement.
+
+A loop of ``save()`` in autocommit commits to the same tables again and again. Hardly an answer
+could be kept in between, so to report the end of each commit and to announce the next one gains
+nothing, and costs more than all else that a write does. In such a burst the intent stays where it
+is, and the next commit takes it over. To everybody else that is one commit which takes long.
+
+A burst is over when this process reads one of its tables, or has not written them for a moment:
+then the intent is finished. Whoever takes an intent over has what is left of its lease, as if the
+announcement had taken so long.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ormcache.exceptions import CacheError
+from ormcache.routers.namespaces import Route
+from ormcache.stores import EVERYTHING, flushing
+
+_PAUSE = 0.002
+"""Seconds between two commits of one burst, at most."""
+_LIMIT = 1024
+
+_Place = tuple[str, str, tuple[str, ...]]
+"""A cache alias, a namespace and tables."""
+
+
+class Intent(NamedTuple):
+    """An announcement that stands, though no commit is under way."""
+
+    route: Route
+    tables: tuple[str, ...]
+    name: str
+    begun: float
+    """When it was announced, on the monotonic clock."""
+    ended: float
+    """When the last commit was over."""
+
+
+class Bursts:
+    """The intents that wait for the next commit, by what they announce."""
+
+    def __init__(self) -> None:
+        self._reset()
+        # The parent goes on with them.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._waiting: dict[_Place, Intent] = {}
+        self._ended: dict[_Place, float] = {}
+        """When the last commit was over, for those that another may soon follow."""
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self, route: Route, tables: Sequence[str]) -> Intent | None:
+        """An intent for the next commit, which has to be ended as one of its own; or None."""
+        place = _place(route, tables)
+        # To pop it is what makes it belong to one thread.
+        intent = self._waiting.pop(place, None)
+        if intent is None:
+            return None
+        if intent.route.store is not route.store:
+            _finish(intent)
+            return None
+        if time.monotonic() - intent.ended > _PAUSE:
+            # This one ends the burst.
+            self._ended.pop(place, None)
+        return intent
+
+    def keep(self, route: Route, tables: Sequence[str], name: str, begun: float) -> bool:
+        """A commit is over for sure: let its intent wait for the next; returns whether it does.
+
+        Args:
+            route: where it was announced.
+            tables: what was announced.
+            name: that of the intent. No other thread may be about to renew it.
+            begun: when it was announced, on the monotonic clock.
+        """
+        place, now = _place(route, tables), time.monotonic()
+        before = self._ended.get(place)
+        if len(self._ended) > _LIMIT:
+            self._ended = {}
+        self._ended[place] = now
+        if before is None or begun - before > _PAUSE:
+            return False
+        intent = Intent(route, place[2], name, begun, now)
+        if self._waiting.setdefault(place, intent) is not intent:
+            return False
+        flushing.flusher.notice(self)
+        return True
+
+    def settle(self, namespace: str, tables: Iterable[str]) -> None:
+        """Finish what announces one of ``tables``: this process wants to read them."""
+        for place, intent in list(self._waiting.items()):
+            if intent.route.namespace == namespace and (
+                intent.tables == (EVERYTHING,) or not set(tables).isdisjoint(intent.tables)
+            ):
+                self._end(place)
+
+    def flush(self) -> None:
+        """Finish all."""
+        for place in list(self._waiting):
+            self._end(place)
+
+    def _end(self, place: _Place) -> None:
+        intent = self._waiting.pop(place, None)
+        if intent is not None:
+            _finish(intent)
+
+
+def _place(route: Route, tables: Sequence[str]) -> _Place:
+    return route.cache_alias, route.namespace, tuple(tables)
+
+
+def _finish(intent: Intent) -> None:
+    route = intent.route
+    if route.store is None:
+        return
+    try:
+        route.store.finish(route.namespace, intent.name, intent.tables)
+    except CacheError:
+        # The lease ends it.
+        route.breaker.failed()
+
+
+bursts = Bursts()
+"""Those of this process."""
+# Others would wait for the lease to end.
+atexit.register(bursts.flush)
