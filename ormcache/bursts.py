@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -52,11 +53,15 @@ class Bursts:
 
     def _reset(self) -> None:
         self._waiting: dict[_Place, Intent] = {}
+        self._leaving: dict[_Place, Intent] = {}
+        """Those of which the cache is just being told that they are over."""
+        # For the same thread not exclusive: the handler of a signal may read, too.
+        self._lock = threading.RLock()
         self._ended: dict[_Place, float] = {}
         """When the last commit was over, for those that another may soon follow."""
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting or self._leaving)
 
     def take(self, route: Route, tables: Sequence[str]) -> Intent | None:
         """An intent for the next commit, which has to be ended as one of its own; or None."""
@@ -96,8 +101,11 @@ class Bursts:
         return True
 
     def settle(self, namespace: str, tables: Iterable[str]) -> None:
-        """Finish what announces one of ``tables``: this process wants to read them."""
-        for place, intent in list(self._waiting.items()):
+        """Finish what announces one of ``tables``: this process wants to read them.
+
+        Returns when the cache has been told, by whichever thread.
+        """
+        for place, intent in [*self._waiting.items(), *self._leaving.items()]:
             if intent.route.namespace == namespace and (
                 intent.tables == (EVERYTHING,) or not set(tables).isdisjoint(intent.tables)
             ):
@@ -109,9 +117,16 @@ class Bursts:
             self._end(place)
 
     def _end(self, place: _Place) -> None:
-        intent = self._waiting.pop(place, None)
-        if intent is not None:
-            _finish(intent)
+        with self._lock:
+            intent = self._waiting.get(place)
+            if intent is None:
+                return
+            self._leaving[place] = intent
+            try:
+                if self._waiting.pop(place, None) is intent:
+                    _finish(intent)
+            finally:
+                self._leaving.pop(place, None)
 
 
 def _place(route: Route, tables: Sequence[str]) -> _Place:

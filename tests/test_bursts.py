@@ -20,7 +20,7 @@ from ormcache.stores import flushing, strict_store
 from tests.authors import NEW, OLD, Names, update, wait_for_lease
 from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
-from tests.interleaving import SECONDS, Background, record_calls, route_of, store_of
+from tests.interleaving import SECONDS, Background, pause_before, record_calls, route_of, store_of
 from tests.marks import on_pairs
 from tests.models import Author, Tag
 from tests.watching import Watch, wait_for_quarantine
@@ -176,6 +176,28 @@ def test_a_burst_that_nobody_goes_on_with_is_over_in_a_moment(
     wait_for_lease(using)
     # Not by the lease, after which it would still wait.
     assert not bursts.bursts
+
+
+@on_redis
+def test_a_read_waits_for_the_thread_that_ends_the_burst(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    names: Names,
+    told: list[str],
+    mine: Bursts,
+) -> None:
+    """Its answer could not be stored if the cache had not been told yet."""
+    begin(using)
+    pause = pause_before(monkeypatch, store_of(using), "finish")
+    flusher = Background(mine.flush)
+    pause.wait()
+    reader = Background(cached.warm, names)
+    reader.join(0.2)
+    assert reader.is_alive()
+    pause.end()
+    flusher.result()
+    assert reader.result() == [NEW]
 
 
 @on_redis

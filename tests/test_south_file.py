@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ormcache import sql
 from ormcache.reasons import Reason
-from ormcache.stores.redis import PROTOCOL, SCRIPTS
+from ormcache.stores.redis import PROTOCOL, _script
 from tests.embed_lua import LEGACY_FILE, embedded
 from tests.interleaving import route_of, store_of
 from tests.marks import on_databases, on_redis_and_valkey
@@ -43,8 +43,9 @@ def test_the_scripts_in_the_file_are_those_of_the_package() -> None:
     """After a change of one of them: `python -m tests.embed_lua`."""
     source = LEGACY_FILE.read_text("utf-8")
     assert embedded(source) == source
-    assert SCRIPTS["arm"] == legacy.HOLD
-    assert SCRIPTS["finish"] == legacy.RELEASE
+    # Less their quick ways.
+    assert _script("incarnation", "registers", "arm") == legacy.HOLD
+    assert _script("incarnation", "registers", "finish") == legacy.RELEASE
     assert PROTOCOL == legacy.PROTOCOL
 
 
