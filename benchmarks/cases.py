@@ -38,6 +38,7 @@ CASES = (
     Case("save", "save() in autocommit", "write", 30),
     Case("create", "create() in autocommit", "write", 25),
     Case("update", "qs.update() in autocommit", "write", 30),
+    Case("save_get", "save(), then get(pk)", "write", 20),
     Case("save_50_atomic", "50 saves in one atomic", "write", 2),
     Case("atomic_5_hits", "5 reads in one atomic", "hit", 12),
     Case("page", "10 reads, 1 write to a table 2 of them use", "mixed", 5),

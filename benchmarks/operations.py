@@ -142,6 +142,11 @@ def save(serial: int) -> None:
     _save_city(WRITTEN_CITIES[0], serial)
 
 
+def save_get(serial: int) -> City:
+    save(serial)
+    return City.objects.get(pk=WRITTEN_CITIES[0])
+
+
 def create(serial: int) -> City:
     like = _held_city(WRITTEN_CITIES[0])
     return City.objects.create(
@@ -240,6 +245,7 @@ OPERATIONS: dict[str, Operation] = {
     "miss_get": Operation(miss_get),
     "miss_list": Operation(miss_list),
     "save": Operation(save, _hold_written_rows, witness=_first_elevation),
+    "save_get": Operation(save_get, _hold_written_rows, witness=_first_elevation),
     "create": Operation(create, _hold_written_rows, _delete_created, _created),
     "update": Operation(update, _hold_written_rows, witness=_first_elevation),
     "save_50_atomic": Operation(save_50_atomic, _hold_written_rows, witness=_elevation),
