@@ -176,7 +176,7 @@ def judge(
     """Whether a query that calls ``functions`` may be cached.
 
     Args:
-        functions: folded names, see :class:`ormcache.sql.Read`.
+        functions: folded names, see :class:`ormcache.sql.reads.Read`.
         literals: its string literals, folded.
         vendor: ``connection.vendor``.
         declared: names that ``DEPENDS_ON`` vouches for.

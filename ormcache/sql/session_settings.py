@@ -1,0 +1,172 @@
+"""What SET, RESET, PRAGMA and ``set_config()`` change for the session or its transaction.
+
+A setting that is not known to be harmless may change what the connection sees.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ormcache.sql.definitions import ROUTINES, object_of
+from ormcache.sql.kinds import Kind, Statement
+from ormcache.sql.lexer import END, Token, words
+from ormcache.sql.names import NAME
+
+# Settings that change neither the rows that a query returns nor their order or type.
+_HARMLESS_SETTINGS = frozenset(
+    """
+    application_name client_min_messages constraints deadlock_timeout foreign_key_checks
+    idle_in_transaction_session_timeout idle_session_timeout innodb_lock_wait_timeout
+    lock_timeout log_statement maintenance_work_mem max_execution_time
+    max_parallel_workers_per_gather max_statement_time optimizer_switch statement_timeout
+    synchronous_commit temp_buffers transaction unique_checks wait_timeout work_mem
+    sql_auto_is_null
+    """.split()
+)
+_HARMLESS_PRAGMAS = frozenset(
+    """
+    application_id auto_vacuum busy_timeout cache_size defer_foreign_keys foreign_key_check
+    foreign_key_list foreign_keys freelist_count function_list incremental_vacuum index_info
+    index_list index_xinfo integrity_check journal_mode journal_size_limit legacy_alter_table
+    locking_mode mmap_size optimize page_count page_size quick_check synchronous table_info
+    table_list table_xinfo temp_store threads user_version wal_autocheckpoint wal_checkpoint
+    """.split()
+)
+# What may stand between SET and the name.
+_SCOPES = frozenset({"session", "local", "global", "persist", "persist_only"})
+# By these PostgreSQL alters the session in the midst of a statement of any kind.
+_SESSION_WORDS = frozenset({"set_config", "pg_settings"})
+# So do statements inside of DO. Behind UPDATE t, SET is none of them.
+_SESSION_STATEMENTS = frozenset("discard pg_temp reset search_path set temp temporary".split())
+_UPDATE_SET = re.compile(
+    rf"\bupdate\s+(?:only\s+)?(?!(?:loop|then)\b)(?:{NAME}\s*\.\s*)*{NAME}\s+set\b",
+    re.IGNORECASE,
+)
+
+
+# --- SET, RESET and PRAGMA -----------------------------------------------------------------
+
+
+def classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
+    """What a SET or RESET does; for SET STATEMENT see :func:`behind_set_statement`."""
+    # For MySQL it is another word for SESSION.
+    is_local = vendor == "postgresql" and len(stream) > 1 and stream[1].folded == "local"
+    rest = _without_scopes(stream)
+    name = rest[0].folded if rest else ""
+    found = words(sql)
+    if name in ("search_path", "schema"):
+        if is_local:
+            return Statement(Kind.SEARCH_PATH | Kind.LOCAL)
+        return Statement(Kind.SEARCH_PATH, detail=" ".join(sql.split()))
+    if vendor == "mysql":
+        return Statement(_mysql_settings(rest, found))
+    if name == "transaction" and vendor == "postgresql":
+        # Outside of transactions it does nothing.
+        is_lax = {"read", "committed"} <= found or "isolation" not in found
+        return Statement(Kind.READ if is_lax and "snapshot" not in found else Kind.SNAPSHOT)
+    if _is_about_isolation(found):
+        kind = _isolation(found)
+    else:
+        is_dotted = len(rest) > 1 and rest[1].text == "."
+        kind = Kind.READ if name in _HARMLESS_SETTINGS and not is_dotted else Kind.SESSION
+    return Statement(Kind.LOCAL if is_local and kind else kind)
+
+
+def behind_set_statement(stream: list[Token]) -> list[Token] | None:
+    """The statement that MariaDB executes: SET STATEMENT name = value FOR that statement.
+
+    None for any other SET.
+    """
+    rest = _without_scopes(stream)
+    if not rest or rest[0].folded != "statement":
+        return None
+    at = next((i for i, token in enumerate(rest) if token.folded == "for"), len(rest) - 1)
+    return rest[at + 1 :] or [END]
+
+
+def kind_of_pragma(stream: list[Token]) -> Kind:
+    """PRAGMA [schema.]name [= value | (value)]"""
+    at = 3 if len(stream) > 3 and stream[2].text == "." else 1
+    name = stream[at].folded if len(stream) > at else ""
+    changes = len(stream) > at + 1 and name not in _HARMLESS_PRAGMAS
+    return Kind.SESSION if changes else Kind.READ
+
+
+def _without_scopes(stream: list[Token]) -> list[Token]:
+    """What follows SET or RESET, and words like SESSION and GLOBAL."""
+    rest = stream[1:]
+    while len(rest) > 1 and rest[0].keyword in _SCOPES:
+        rest = rest[1:]
+    return rest
+
+
+def _is_about_isolation(found: frozenset[str]) -> bool:
+    return any("isolation" in word for word in found) or "characteristics" in found
+
+
+def _isolation(found: frozenset[str]) -> Kind:
+    if "uncommitted" in found:
+        # Outside of transactions, too, MySQL then shows what may never be committed.
+        return Kind.SESSION
+    return Kind.READ if {"read", "committed"} <= found else Kind.ISOLATION
+
+
+def _mysql_settings(rest: list[Token], found: frozenset[str]) -> Kind:
+    """SET [scope] name = value, [scope] name = value, …"""
+    kind = _isolation(found) if _is_about_isolation(found) else Kind.READ
+    assigned = [
+        (rest[at - 1 - (rest[at - 1].text == ":")], rest[at + 1])
+        for at, token in enumerate(rest)
+        if token.text == "=" and 0 < at < len(rest) - 1
+    ]
+    if not assigned and rest and rest[0].folded not in ("transaction", "constraints"):
+        return kind | Kind.SESSION
+    for variable, value in assigned:
+        name = variable.folded.casefold()
+        if name.startswith("@") and not name.startswith("@@"):
+            # The user's own: a query that reads one is not cached.
+            continue
+        name = name.rpartition(".")[2].lstrip("@")
+        if name == "autocommit":
+            # 0 opens a transaction, anything else commits the one that is open.
+            off = value.folded.strip("'\"").casefold() in ("0", "off", "false")
+            kind |= Kind.BEGIN if off else Kind.COMMIT
+        elif "isolation" not in name and name not in _HARMLESS_SETTINGS:
+            kind |= Kind.SESSION
+    return kind
+
+
+# --- in the midst of other statements ------------------------------------------------------
+
+
+def plain_write_alters_session(sql: str) -> bool:
+    """Whether PostgreSQL may alter the session while it executes a plain write."""
+    folded = sql.casefold()
+    return any(word in folded for word in _SESSION_WORDS)
+
+
+def alters_session(verb: str, stream: list[Token], found: frozenset[str], sql: str) -> bool:
+    """Whether PostgreSQL may alter the session while it executes what is no SELECT and no SET."""
+    if verb == "do":
+        inside = words(_UPDATE_SET.sub(" ", sql))
+        return not inside.isdisjoint(_SESSION_STATEMENTS | _SESSION_WORDS)
+    if verb == "create" and object_of(stream) in ROUTINES:
+        # Its body is executed later.
+        return False
+    return not found.isdisjoint(_SESSION_WORDS)
+
+
+def kind_of_set_config(arguments: list[Token]) -> Kind:
+    """What a call of ``set_config()`` does, given its parentheses and all that follows."""
+    return Kind.LOCAL if _is_local(arguments) else Kind.SESSION
+
+
+def _is_local(arguments: list[Token]) -> bool:
+    """Whether the last argument is ``true``."""
+    depth = 0
+    for index, token in enumerate(arguments):
+        depth += (token.text == "(") - (token.text == ")")
+        if not depth:
+            last = arguments[max(0, index - 2) : index]
+            return [one.text.casefold() for one in last] == [",", "true"]
+    return False
