@@ -1,0 +1,55 @@
+"""What DDL changes: the tables that it names, or what queries mean that do not mention it."""
+
+import pytest
+
+from ormcache.sql import Kind
+from tests.sql_texts import kinds
+
+DDL = Kind.WRITE | Kind.IMPLICIT_COMMIT
+ANY = DDL | Kind.UNNAMED_WRITE
+
+
+@pytest.mark.parametrize(
+    ("vendor", "text", "kind"),
+    [
+        ("", "ALTER SCHEMA a RENAME TO b", ANY),
+        ("", "ALTER TABLE a SET SCHEMA b", ANY),
+        ("", "DROP SCHEMA a", ANY),
+        ("", "DROP OWNED BY a", ANY),
+        ("", "CREATE VIEW a AS SELECT 1", ANY),
+        ("", "DROP MATERIALIZED VIEW a", ANY),
+        ("", "REFRESH MATERIALIZED VIEW a", DDL),
+        ("", "CREATE POLICY a ON b USING (true)", ANY),
+        ("", "ALTER TABLE a ENABLE ROW LEVEL SECURITY", ANY),
+        ("", "CREATE TABLE a PARTITION OF b DEFAULT", ANY),
+        ("", "ALTER TABLE a NO INHERIT b", ANY),
+        ("", "CREATE FOREIGN TABLE a (key int) SERVER b", ANY),
+        ("", "ALTER TABLE a RENAME TO b", ANY),
+        ("mysql", "RENAME TABLE a TO b", ANY),
+        ("mysql", "ALTER TABLE a ENGINE = CONNECT", ANY),
+        ("sqlite", "CREATE VIRTUAL TABLE a USING fts5 (b)", ANY),
+        ("", "CREATE OR REPLACE FUNCTION a() RETURNS int", ANY),
+        ("", "ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES c", DDL),
+        ("", "CREATE TEMP TABLE a (b int)", DDL | Kind.TEMPORARY),
+        ("", "CREATE LOCAL TEMPORARY TABLE a (b int)", DDL | Kind.TEMPORARY),
+        ("", "CREATE INDEX a ON b (c)", DDL),
+        ("", "ALTER TABLE a ADD b int", DDL),
+        ("", "CREATE TABLE type (function int)", DDL),
+        ("", "CREATE UNIQUE INDEX policy ON a (type)", DDL),
+        ("", "CREATE TRIGGER a BEFORE INSERT ON b EXECUTE FUNCTION c()", DDL),
+        ("", "CREATE EXTENSION IF NOT EXISTS a", DDL),
+        ("", "CREATE TYPE a AS ENUM ('b')", DDL),
+        ("", "DROP DATABASE a", DDL),
+        ("mysql", "CREATE DEFINER=`a`@`b` FUNCTION c()", ANY),
+        ("", "DROP FUNCTION a", ANY),
+        ("", "CREATE AGGREGATE a (int) (sfunc = b)", ANY),
+        ("", "CREATE OPERATOR === (function = a)", ANY),
+        ("", "CREATE CAST (a AS b) WITHOUT FUNCTION", ANY),
+        ("", "CREATE RULE a AS ON SELECT TO b DO INSTEAD c", ANY),
+        ("", "ALTER TYPE a RENAME VALUE 'b' TO 'c'", ANY),
+        ("", "ALTER EXTENSION a UPDATE", ANY),
+        ("", "REVOKE SELECT ON a FROM b", ANY),
+    ],
+)
+def test_kind_of_ddl(vendor: str, text: str, kind: Kind) -> None:
+    assert kinds(text, vendor) == {kind}
