@@ -147,7 +147,7 @@ def _resolve(
 ) -> tuple[Kind, set[str]]:
     """What a statement does and to which tables, given what the settings say of functions."""
     kind, found = statement.kind, set(statement.targets)
-    called = _declared_functions(statement, text, settings)
+    called = _declared_functions(statement, text, vendor, settings)
     if kind & ~Kind.SESSION == Kind.UNNAMED_WRITE:
         if called and _calls_nothing_else(called, text, vendor):
             return Kind.WRITE | kind & Kind.SESSION, called
@@ -161,7 +161,9 @@ def _resolve(
     return kind, found
 
 
-def _declared_functions(statement: sql.Statement, text: str, settings: Settings) -> set[str]:
+def _declared_functions(
+    statement: sql.Statement, text: str, vendor: str, settings: Settings
+) -> set[str]:
     """Functions that the statement calls and of which ``WRITES`` says what they write."""
     if not settings.WRITES:
         return set()
@@ -170,7 +172,7 @@ def _declared_functions(statement: sql.Statement, text: str, settings: Settings)
     declared = {sql.fold(name) for name in settings.WRITES} & mentions
     if not declared:
         return set()
-    return declared & (sql.analyse_read(text).functions | mentions - tables.known.names())
+    return declared & (sql.analyse_read(text, vendor).functions | mentions - tables.known.names())
 
 
 _CALLED = re.compile(
