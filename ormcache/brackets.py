@@ -100,7 +100,7 @@ class Bracket:
         store, breaker = self._route.store, self._route.breaker
         if store is None or not breaker.is_closed:
             return False
-        waiting = bursts.take(self._route, self._tables) if bursts else None
+        waiting = bursts.take(self._route, self._tables, self._lease) if bursts else None
         if waiting is not None:
             self._intent, self._begun = waiting.name, waiting.begun
             self._started = _is_there
@@ -256,7 +256,7 @@ class Bracket:
             and store.shares_intents
             # Otherwise the keeper may be about to renew it, and to take it back.
             and self._is_fresh()
-            and bursts.keep(self._route, self._tables, intent, self._begun)
+            and bursts.keep(self._route, self._tables, self._lease, intent, self._begun)
         )
 
 

@@ -26,8 +26,8 @@ _PAUSE = 0.002
 """Seconds between two commits of one burst, at most."""
 _LIMIT = 1024
 
-_Place = tuple[str, str, tuple[str, ...]]
-"""A cache alias, a namespace and tables."""
+_Place = tuple[str, str, tuple[str, ...], float]
+"""A cache alias, a namespace, tables and the lease: where it ends, and how old it may become."""
 
 
 class Intent(NamedTuple):
@@ -58,9 +58,9 @@ class Bursts:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self, route: Route, tables: Sequence[str]) -> Intent | None:
+    def take(self, route: Route, tables: Sequence[str], lease: float) -> Intent | None:
         """An intent for the next commit, which has to be ended as one of its own; or None."""
-        place = _place(route, tables)
+        place = _place(route, tables, lease)
         # To pop it is what makes it belong to one thread.
         intent = self._waiting.pop(place, None)
         if intent is None:
@@ -73,16 +73,19 @@ class Bursts:
             self._ended.pop(place, None)
         return intent
 
-    def keep(self, route: Route, tables: Sequence[str], name: str, begun: float) -> bool:
+    def keep(
+        self, route: Route, tables: Sequence[str], lease: float, name: str, begun: float
+    ) -> bool:
         """A commit is over for sure: let its intent wait for the next; returns whether it does.
 
         Args:
             route: where it was announced.
             tables: what was announced.
+            lease: for how long.
             name: that of the intent. No other thread may be about to renew it.
             begun: when it was announced, on the monotonic clock.
         """
-        place, now = _place(route, tables), time.monotonic()
+        place, now = _place(route, tables, lease), time.monotonic()
         before = self._ended.get(place)
         if len(self._ended) > _LIMIT:
             self._ended = {}
@@ -114,8 +117,8 @@ class Bursts:
             _finish(intent)
 
 
-def _place(route: Route, tables: Sequence[str]) -> _Place:
-    return route.cache_alias, route.namespace, tuple(tables)
+def _place(route: Route, tables: Sequence[str], lease: float) -> _Place:
+    return route.cache_alias, route.namespace, tuple(tables), lease
 
 
 def _finish(intent: Intent) -> None:

@@ -1,6 +1,7 @@
 """Commits in autocommit that follow each other closely, and share one announcement."""
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -32,6 +33,18 @@ on_others = on_pairs(
     ("postgresql", "locmem"), ("postgresql", "memcached"), ("default", "locmem"), transaction=True
 )
 TABLES = ["tests_author"]
+PATIENCE = 3 * SECONDS
+"""The lease of these tests: no intent of theirs is to be renewed, or to end by itself."""
+
+
+@pytest.fixture
+def patient(cached: Watch, using: str, settings: Any) -> None:
+    """A long lease in a namespace that is not in quarantine, and that nobody else has."""
+    # The longest lease that it was ever asked for stays with a namespace.
+    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": secrets.token_hex(4)}
+    wait_for_quarantine(using)
+    store_of(using).read(route_of(using).namespace, "none", [*TABLES, "tests_tag"])
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": PATIENCE}
 
 
 @pytest.fixture
@@ -50,7 +63,12 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bursts]:
 
 @pytest.fixture
 def told(
-    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, mine: Bursts
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    author: Author,
+    mine: Bursts,
+    patient: None,
 ) -> list[str]:
     """What the store is told of commits from now on."""
     mine.flush()
@@ -169,12 +187,12 @@ def test_where_the_cache_is_no_redis_each_commit_is_reported(
 
 @on_redis
 def test_a_burst_that_nobody_goes_on_with_is_over_in_a_moment(
-    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author
+    monkeypatch: pytest.MonkeyPatch, using: str, author: Author, patient: None
 ) -> None:
     monkeypatch.setattr(bursts, "_PAUSE", SECONDS)
     begin(using)
+    # Not by its lease, which is longer.
     wait_for_lease(using)
-    # Not by the lease, after which it would still wait.
     assert not bursts.bursts
 
 
@@ -215,7 +233,6 @@ def test_a_commit_of_which_nobody_knows_the_end_leaves_its_intent_to_the_lease(
     assert seen_by_others(using) is Reason.BUSY
     update(using)
     assert told == ["start_arm"]
-    wait_for_lease(using)
 
 
 @on_redis
@@ -240,6 +257,20 @@ def test_an_intent_that_is_not_fresh_is_announced_again_before_the_commit(
     update(using)
     assert told == ["arm"]
     assert mine._waiting[place].name == intent.name
+
+
+@on_redis
+def test_with_another_lease_another_burst_begins(
+    using: str, told: list[str], mine: Bursts, settings: Any
+) -> None:
+    """An intent of half a second would be taken for one that lasts for an hour."""
+    begin(using)
+    told.clear()
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 3600}
+    update(using)
+    assert told == ["start_arm", "finish"]
+    mine.flush()
+    assert told == ["start_arm", "finish", "finish"]
 
 
 @on_redis
@@ -309,7 +340,6 @@ def test_a_cache_that_cannot_be_told_of_the_end_is_no_error(
     assert not breaker.is_closed
     breaker.succeeded()
     assert seen_by_others(using) is Reason.BUSY
-    wait_for_lease(using)
 
 
 @on_redis
@@ -353,12 +383,9 @@ assert bursts.bursts
 
 @on_redis
 def test_a_process_that_ends_in_good_order_ends_its_burst(
-    cached: Watch, using: str, names: Names, author: Author, settings: Any
+    cached: Watch, using: str, names: Names, author: Author, patient: None
 ) -> None:
-    # The longest lease that it was ever asked for stays with a namespace.
-    prefix = "burst"
-    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": prefix}
-    wait_for_quarantine(using)
+    prefix = current().KEY_PREFIX
     cached.warm(names)
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
     done = subprocess.run(
@@ -382,5 +409,5 @@ def test_what_ended_is_forgotten_some_time() -> None:
 
     mine, now = Bursts(), time.monotonic()
     for number in range(3 * bursts._LIMIT):
-        assert not mine.keep(Route(number), TABLES, "intent", now)  # type: ignore[arg-type]
+        assert not mine.keep(Route(number), TABLES, 1.0, "intent", now)  # type: ignore[arg-type]
     assert len(mine._ended) <= bursts._LIMIT + 1
