@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
+from django.db.models import CharField
 
 from ormcache import brackets, bursts
 from ormcache.bursts import Bursts
@@ -340,6 +341,51 @@ def test_a_cache_that_cannot_be_told_of_the_end_is_no_error(
     assert not breaker.is_closed
     breaker.succeeded()
     assert seen_by_others(using) is Reason.BUSY
+
+
+@on_redis
+def test_a_commit_that_goes_on_with_a_burst_says_nothing_of_the_cache(
+    using: str, told: list[str]
+) -> None:
+    """It was not asked: if it failed somebody else just now, the next has to know."""
+    begin(using)
+    breaker = route_of(using).breaker
+    bracket = brackets._bracket(route_of(using), TABLES)
+    assert bracket.start()
+    breaker.failed()
+    bracket.arm()
+    assert not breaker.is_closed
+    breaker.succeeded()
+    bracket.end()
+
+
+@on_redis
+@pytest.mark.parametrize("is_in_burst", [True, False])
+def test_a_child_of_fork_does_not_finish_what_its_parent_is_about_to_commit(
+    monkeypatch: pytest.MonkeyPatch, using: str, told: list[str], author: Author, is_in_burst: bool
+) -> None:
+    """It is born while a value is being saved, and leaves `save()` with an exception."""
+    if is_in_burst:
+        begin(using)
+    parent, seen, pre_save = os.getpid(), [], CharField.pre_save
+
+    def fork(field: Any, *args: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            raise KeyboardInterrupt
+        os.waitpid(child, 0)
+        seen.append(seen_by_others(using))
+        return pre_save(field, *args)
+
+    monkeypatch.setattr(CharField, "pre_save", fork)
+    try:
+        author.save(using=using)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    assert set(seen) == {Reason.BUSY}
 
 
 @on_redis
