@@ -5,18 +5,21 @@ could be kept in between, so to report the end of each commit and to announce th
 nothing, and costs more than all else that a write does. In such a burst the intent stays where it
 is, and the next commit takes it over. To everybody else that is one commit which takes long.
 
-A burst is over when this process reads one of its tables, or has not written them for a moment:
-then the intent is finished. Whoever takes an intent over has what is left of its lease, as if the
-announcement had taken so long.
+A burst is over when this process reads one of its tables, has not written them for a moment, or
+ends a request: then the intent is finished. Whoever takes an intent over has what is left of its
+lease, as if the announcement had taken so long.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from django.core.signals import request_finished
 
 from ormcache.exceptions import CacheError
 from ormcache.routers.namespaces import Route
@@ -54,6 +57,9 @@ class Bursts:
         self._waiting: dict[_Place, Intent] = {}
         self._ended: dict[_Place, float] = {}
         """When the last commit was over, for those that another may soon follow."""
+        self._is_registered = False
+        """Whether this process will call :meth:`close`."""
+        self._is_closed = False
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -90,8 +96,11 @@ class Bursts:
         if len(self._ended) > _LIMIT:
             self._ended = {}
         self._ended[place] = now
-        if before is None or begun - before > _PAUSE:
+        if before is None or begun - before > _PAUSE or self._is_closed:
             return False
+        if not self._is_registered:
+            self._is_registered = True
+            _call_at_exit(self.close)
         intent = Intent(route, place[2], name, begun, now)
         if self._waiting.setdefault(place, intent) is not intent:
             return False
@@ -100,14 +109,20 @@ class Bursts:
 
     def settle(self, namespace: str, tables: Iterable[str]) -> None:
         """Finish what announces one of ``tables``: this process wants to read them."""
-        for place, intent in list(self._waiting.items()):
+        # list(….items()) may be interrupted: by a finalizer, and so by another thread.
+        for place, intent in self._waiting.copy().items():
             if intent.route.namespace == namespace and (
                 intent.tables == (EVERYTHING,) or not set(tables).isdisjoint(intent.tables)
             ):
                 self._end(place)
 
-    def flush(self) -> None:
-        """Finish all."""
+    def close(self) -> None:
+        """Finish all, and keep no more: others would wait for the leases to end."""
+        self._is_closed = True
+        self.flush()
+
+    def flush(self, **kwargs: object) -> None:
+        """Finish all. Also a receiver of ``request_finished``."""
         for place in list(self._waiting):
             self._end(place)
 
@@ -123,16 +138,26 @@ def _place(route: Route, tables: Sequence[str], lease: float) -> _Place:
 
 def _finish(intent: Intent) -> None:
     route = intent.route
-    if route.store is None:
+    if route.store is None or not route.breaker.is_closed:
+        # The lease ends it.
         return
     try:
         route.store.finish(route.namespace, intent.name, intent.tables)
     except CacheError:
-        # The lease ends it.
         route.breaker.failed()
+
+
+def _call_at_exit(function: Callable[[], None]) -> None:
+    """Call it when this process ends in good order."""
+    atexit.register(function)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        # Its children end without the handlers of atexit.
+        util.Finalize(None, function, exitpriority=0)
 
 
 bursts = Bursts()
 """Those of this process."""
-# Others would wait for the lease to end.
-atexit.register(bursts.flush)
+# The thread that ends them is not given time between requests everywhere: not by uWSGI, unless it
+# is told to enable threads.
+request_finished.connect(bursts.flush, dispatch_uid="ormcache.bursts")

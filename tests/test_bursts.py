@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.core.signals import request_finished
+from django.db import IntegrityError, close_old_connections, transaction
 from django.db.models import CharField
 
 from ormcache import brackets, bursts
@@ -142,6 +143,42 @@ def test_a_burst_ends_when_its_own_process_reads_in_whatever_thread(
     told.clear()
     assert Background(cached.warm, names).result() == [NEW]
     assert told == ["finish"]
+
+
+@on_redis
+def test_a_burst_ends_with_the_request(
+    monkeypatch: pytest.MonkeyPatch, using: str, author: Author, patient: None
+) -> None:
+    """Though the thread that would end it is given no time."""
+    monkeypatch.setattr(bursts, "_PAUSE", SECONDS)
+    monkeypatch.setattr(flushing.flusher, "notice", lambda waiting: None)
+    begin(using)
+    assert seen_by_others(using) is Reason.BUSY
+    request_finished.disconnect(close_old_connections)
+    try:
+        request_finished.send(sender=None)
+    finally:
+        request_finished.connect(close_old_connections)
+    assert seen_by_others(using) is None
+
+
+@on_redis
+def test_a_read_waits_once_for_a_cache_that_is_dead(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, names: Names, told: list[str]
+) -> None:
+    begin(using)
+    store, attempts = store_of(using), []
+
+    def fail(*args: Any) -> None:
+        attempts.append(args)
+        raise CacheError("it does not answer")
+
+    for name in ("finish", "read", "start_read"):
+        monkeypatch.setattr(store, name, fail)
+    answer = cached.call(names)
+    route_of(using).breaker.succeeded()
+    assert answer == ([NEW], [str(Reason.CACHE_UNREACHABLE)])
+    assert len(attempts) == 1
 
 
 @on_redis
@@ -354,9 +391,10 @@ def test_a_commit_that_goes_on_with_a_burst_says_nothing_of_the_cache(
     assert bracket.start()
     breaker.failed()
     bracket.arm()
-    assert not breaker.is_closed
+    was_closed = breaker.is_closed
     breaker.succeeded()
     bracket.end()
+    assert not was_closed
 
 
 @on_redis
@@ -421,21 +459,42 @@ settings.ORMCACHE = {
 }
 bursts._PAUSE = 60
 flushing.flusher.notice = lambda waiting: None
-for number in range(4):
-    Author.objects.using(using).update(name=str(number))
-assert bursts.bursts
+
+def write():
+    for number in range(4):
+        Author.objects.using(using).update(name=str(number))
+
+def begin():
+    write()
+    assert bursts.bursts
 """
+ENDS = {
+    "in good order": "begin()",
+    "after it has written on": """
+import atexit
+atexit.register(write)
+begin()
+""",
+    "as a child of multiprocessing": """
+import multiprocessing
+child = multiprocessing.get_context("fork").Process(target=begin)
+child.start()
+child.join()
+assert not child.exitcode
+""",
+}
 
 
 @on_redis
-def test_a_process_that_ends_in_good_order_ends_its_burst(
-    cached: Watch, using: str, names: Names, author: Author, patient: None
+@pytest.mark.parametrize("how", ENDS)
+def test_a_process_that_ends_ends_its_burst(
+    cached: Watch, using: str, names: Names, author: Author, patient: None, how: str
 ) -> None:
     prefix = current().KEY_PREFIX
     cached.warm(names)
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
     done = subprocess.run(
-        [sys.executable, "-c", BURST, using, prefix],
+        [sys.executable, "-c", BURST + ENDS[how], using, prefix],
         env=environment,
         capture_output=True,
         text=True,
