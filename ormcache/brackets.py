@@ -82,6 +82,14 @@ class Bracket:
         self._is_owed = False
 
     @property
+    def _is_own(self) -> bool:
+        """Whether this process has announced it: a child of ``fork()`` gets a copy in its stack.
+
+        The parent has yet to commit.
+        """
+        return self._intent is not None and new_nonce.has_given(self._intent)
+
+    @property
     def _place(self) -> debts.Place:
         return self._route.cache_alias, self._route.namespace
 
@@ -100,7 +108,7 @@ class Bracket:
         store, breaker = self._route.store, self._route.breaker
         if store is None or not breaker.is_closed:
             return False
-        waiting = bursts.take(self._route, self._tables) if bursts else None
+        waiting = bursts.take(self._route, self._tables, self._lease) if bursts else None
         if waiting is not None:
             self._intent, self._begun = waiting.name, waiting.begun
             self._started = _is_there
@@ -117,7 +125,7 @@ class Bracket:
     def cancel(self) -> None:
         """The statement for which :meth:`start` was called never came."""
         started, self._started = self._started, None
-        if started is not None:
+        if started is not None and self._is_own:
             try:
                 started()
             except CacheError:
@@ -136,8 +144,10 @@ class Bracket:
             return
         intent = self._intent or (new_transaction() if self._is_transaction else new_nonce())
         self._intent = None
+        was_asked = self._started is not _is_there
         try:
             if not self._confirm_start():
+                was_asked = True
                 if not breaker.allows(urgent=True):
                     raise CacheError("it did not answer a moment ago")
                 self._arm_in_time(store, intent)
@@ -145,7 +155,8 @@ class Bracket:
             breaker.failed()
             self._not_armed(error, fencing)
             return
-        breaker.succeeded()
+        if was_asked:
+            breaker.succeeded()
         self._intent = intent
         keeper.hold(intent, store, self._route.namespace, self._tables, self._begun)
         if debts.ledger:
@@ -224,7 +235,7 @@ class Bracket:
 
     def _finish(self) -> None:
         store, intent = self._route.store, self._intent
-        if store is None or intent is None:
+        if store is None or intent is None or not self._is_own:
             return
         try:
             store.finish(self._route.namespace, intent, self._tables)
@@ -252,11 +263,12 @@ class Bracket:
         store = self._route.store
         return (
             self._is_ahead
+            and self._is_own
             and store is not None
             and store.shares_intents
             # Otherwise the keeper may be about to renew it, and to take it back.
             and self._is_fresh()
-            and bursts.keep(self._route, self._tables, intent, self._begun)
+            and bursts.keep(self._route, self._tables, self._lease, intent, self._begun)
         )
 
 

@@ -5,19 +5,22 @@ could be kept in between, so to report the end of each commit and to announce th
 nothing, and costs more than all else that a write does. In such a burst the intent stays where it
 is, and the next commit takes it over. To everybody else that is one commit which takes long.
 
-A burst is over when this process reads one of its tables, or has not written them for a moment:
-then the intent is finished. Whoever takes an intent over has what is left of its lease, as if the
-announcement had taken so long.
+A burst is over when this process reads one of its tables, has not written them for a moment, or
+ends a request: then the intent is finished. Whoever takes an intent over has what is left of its
+lease, as if the announcement had taken so long.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from django.core.signals import request_finished
 
 from ormcache.exceptions import CacheError
 from ormcache.routers.namespaces import Route
@@ -27,8 +30,8 @@ _PAUSE = 0.002
 """Seconds between two commits of one burst, at most."""
 _LIMIT = 1024
 
-_Place = tuple[str, str, tuple[str, ...]]
-"""A cache alias, a namespace and tables."""
+_Place = tuple[str, str, tuple[str, ...], float]
+"""A cache alias, a namespace, tables and the lease: where it ends, and how old it may become."""
 
 
 class Intent(NamedTuple):
@@ -59,13 +62,16 @@ class Bursts:
         self._lock = threading.RLock()
         self._ended: dict[_Place, float] = {}
         """When the last commit was over, for those that another may soon follow."""
+        self._is_registered = False
+        """Whether this process will call :meth:`close`."""
+        self._is_closed = False
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._leaving)
 
-    def take(self, route: Route, tables: Sequence[str]) -> Intent | None:
+    def take(self, route: Route, tables: Sequence[str], lease: float) -> Intent | None:
         """An intent for the next commit, which has to be ended as one of its own; or None."""
-        place = _place(route, tables)
+        place = _place(route, tables, lease)
         # To pop it is what makes it belong to one thread.
         intent = self._waiting.pop(place, None)
         if intent is None:
@@ -78,22 +84,28 @@ class Bursts:
             self._ended.pop(place, None)
         return intent
 
-    def keep(self, route: Route, tables: Sequence[str], name: str, begun: float) -> bool:
+    def keep(
+        self, route: Route, tables: Sequence[str], lease: float, name: str, begun: float
+    ) -> bool:
         """A commit is over for sure: let its intent wait for the next; returns whether it does.
 
         Args:
             route: where it was announced.
             tables: what was announced.
+            lease: for how long.
             name: that of the intent. No other thread may be about to renew it.
             begun: when it was announced, on the monotonic clock.
         """
-        place, now = _place(route, tables), time.monotonic()
+        place, now = _place(route, tables, lease), time.monotonic()
         before = self._ended.get(place)
         if len(self._ended) > _LIMIT:
             self._ended = {}
         self._ended[place] = now
-        if before is None or begun - before > _PAUSE:
+        if before is None or begun - before > _PAUSE or self._is_closed:
             return False
+        if not self._is_registered:
+            self._is_registered = True
+            _call_at_exit(self.close)
         intent = Intent(route, place[2], name, begun, now)
         if self._waiting.setdefault(place, intent) is not intent:
             return False
@@ -105,14 +117,20 @@ class Bursts:
 
         Returns when the cache has been told, by whichever thread.
         """
-        for place, intent in [*self._waiting.items(), *self._leaving.items()]:
+        # Not list(….items()), which may be interrupted: by a finalizer, and so by another thread.
+        for place, intent in (self._waiting | self._leaving).items():
             if intent.route.namespace == namespace and (
                 intent.tables == (EVERYTHING,) or not set(tables).isdisjoint(intent.tables)
             ):
                 self._end(place)
 
-    def flush(self) -> None:
-        """Finish all."""
+    def close(self) -> None:
+        """Finish all, and keep no more: others would wait for the leases to end."""
+        self._is_closed = True
+        self.flush()
+
+    def flush(self, **kwargs: object) -> None:
+        """Finish all. Also a receiver of ``request_finished``."""
         for place in list(self._waiting):
             self._end(place)
 
@@ -121,30 +139,43 @@ class Bursts:
             intent = self._waiting.get(place)
             if intent is None:
                 return
+            # Before it leaves the others, so that no reader misses it.
             self._leaving[place] = intent
             try:
-                if self._waiting.pop(place, None) is intent:
+                # By now it may be that of another commit.
+                intent = self._waiting.pop(place, None)
+                if intent is not None:
                     _finish(intent)
             finally:
                 self._leaving.pop(place, None)
 
 
-def _place(route: Route, tables: Sequence[str]) -> _Place:
-    return route.cache_alias, route.namespace, tuple(tables)
+def _place(route: Route, tables: Sequence[str], lease: float) -> _Place:
+    return route.cache_alias, route.namespace, tuple(tables), lease
 
 
 def _finish(intent: Intent) -> None:
     route = intent.route
-    if route.store is None:
+    if route.store is None or not route.breaker.is_closed:
+        # The lease ends it.
         return
     try:
         route.store.finish(route.namespace, intent.name, intent.tables)
     except CacheError:
-        # The lease ends it.
         route.breaker.failed()
+
+
+def _call_at_exit(function: Callable[[], None]) -> None:
+    """Call it when this process ends in good order."""
+    atexit.register(function)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        # Its children end without the handlers of atexit.
+        util.Finalize(None, function, exitpriority=0)
 
 
 bursts = Bursts()
 """Those of this process."""
-# Others would wait for the lease to end.
-atexit.register(bursts.flush)
+# The thread that ends them is not given time between requests everywhere: not by uWSGI, unless it
+# is told to enable threads.
+request_finished.connect(bursts.flush, dispatch_uid="ormcache.bursts")

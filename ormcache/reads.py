@@ -268,11 +268,12 @@ _UNREACHABLE = Lookup(None, None, Reason.CACHE_UNREACHABLE)
 
 def look_up(route: Route, plan: Plan) -> Lookup:
     """Ask the store; a cache that does not answer is as one that has nothing."""
+    if bursts:
+        # First, so that a cache that is dead is waited for once.
+        bursts.settle(route.namespace, plan.registers)
     store = route.store
     if store is None or not route.breaker.allows():
         return _UNREACHABLE
-    if bursts:
-        bursts.settle(route.namespace, plan.registers)
     return _answered(route, lambda: store.read(route.namespace, plan.entry, plan.registers))
 
 
@@ -281,11 +282,11 @@ def start_look_up(route: Route, plan: Plan) -> Callable[[], Lookup]:
 
     Call it in any case.
     """
+    if bursts:
+        bursts.settle(route.namespace, plan.registers)
     store = route.store
     if store is None or not route.breaker.allows():
         return lambda: _UNREACHABLE
-    if bursts:
-        bursts.settle(route.namespace, plan.registers)
     wait = store.start_read(route.namespace, plan.entry, plan.registers)
     return lambda: _answered(route, wait)
 

@@ -1,6 +1,7 @@
 """Commits in autocommit that follow each other closely, and share one announcement."""
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.core.signals import request_finished
+from django.db import IntegrityError, close_old_connections, transaction
+from django.db.models import CharField
 
 from ormcache import brackets, bursts
 from ormcache.bursts import Bursts
@@ -32,6 +35,18 @@ on_others = on_pairs(
     ("postgresql", "locmem"), ("postgresql", "memcached"), ("default", "locmem"), transaction=True
 )
 TABLES = ["tests_author"]
+PATIENCE = 3 * SECONDS
+"""The lease of these tests: no intent of theirs is to be renewed, or to end by itself."""
+
+
+@pytest.fixture
+def patient(cached: Watch, using: str, settings: Any) -> None:
+    """A long lease in a namespace that is not in quarantine, and that nobody else has."""
+    # The longest lease that it was ever asked for stays with a namespace.
+    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": secrets.token_hex(4)}
+    wait_for_quarantine(using)
+    store_of(using).read(route_of(using).namespace, "none", [*TABLES, "tests_tag"])
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": PATIENCE}
 
 
 @pytest.fixture
@@ -50,7 +65,12 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bursts]:
 
 @pytest.fixture
 def told(
-    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author, mine: Bursts
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    author: Author,
+    mine: Bursts,
+    patient: None,
 ) -> list[str]:
     """What the store is told of commits from now on."""
     mine.flush()
@@ -126,6 +146,42 @@ def test_a_burst_ends_when_its_own_process_reads_in_whatever_thread(
 
 
 @on_redis
+def test_a_burst_ends_with_the_request(
+    monkeypatch: pytest.MonkeyPatch, using: str, author: Author, patient: None
+) -> None:
+    """Though the thread that would end it is given no time."""
+    monkeypatch.setattr(bursts, "_PAUSE", SECONDS)
+    monkeypatch.setattr(flushing.flusher, "notice", lambda waiting: None)
+    begin(using)
+    assert seen_by_others(using) is Reason.BUSY
+    request_finished.disconnect(close_old_connections)
+    try:
+        request_finished.send(sender=None)
+    finally:
+        request_finished.connect(close_old_connections)
+    assert seen_by_others(using) is None
+
+
+@on_redis
+def test_a_read_waits_once_for_a_cache_that_is_dead(
+    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, names: Names, told: list[str]
+) -> None:
+    begin(using)
+    store, attempts = store_of(using), []
+
+    def fail(*args: Any) -> None:
+        attempts.append(args)
+        raise CacheError("it does not answer")
+
+    for name in ("finish", "read", "start_read"):
+        monkeypatch.setattr(store, name, fail)
+    answer = cached.call(names)
+    route_of(using).breaker.succeeded()
+    assert answer == ([NEW], [str(Reason.CACHE_UNREACHABLE)])
+    assert len(attempts) == 1
+
+
+@on_redis
 def test_to_read_other_tables_does_not_end_a_burst(
     cached: Watch, using: str, told: list[str]
 ) -> None:
@@ -169,12 +225,12 @@ def test_where_the_cache_is_no_redis_each_commit_is_reported(
 
 @on_redis
 def test_a_burst_that_nobody_goes_on_with_is_over_in_a_moment(
-    monkeypatch: pytest.MonkeyPatch, cached: Watch, using: str, author: Author
+    monkeypatch: pytest.MonkeyPatch, using: str, author: Author, patient: None
 ) -> None:
     monkeypatch.setattr(bursts, "_PAUSE", SECONDS)
     begin(using)
+    # Not by its lease, which is longer.
     wait_for_lease(using)
-    # Not by the lease, after which it would still wait.
     assert not bursts.bursts
 
 
@@ -237,7 +293,6 @@ def test_a_commit_of_which_nobody_knows_the_end_leaves_its_intent_to_the_lease(
     assert seen_by_others(using) is Reason.BUSY
     update(using)
     assert told == ["start_arm"]
-    wait_for_lease(using)
 
 
 @on_redis
@@ -262,6 +317,20 @@ def test_an_intent_that_is_not_fresh_is_announced_again_before_the_commit(
     update(using)
     assert told == ["arm"]
     assert mine._waiting[place].name == intent.name
+
+
+@on_redis
+def test_with_another_lease_another_burst_begins(
+    using: str, told: list[str], mine: Bursts, settings: Any
+) -> None:
+    """An intent of half a second would be taken for one that lasts for an hour."""
+    begin(using)
+    told.clear()
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 3600}
+    update(using)
+    assert told == ["start_arm", "finish"]
+    mine.flush()
+    assert told == ["start_arm", "finish", "finish"]
 
 
 @on_redis
@@ -331,7 +400,52 @@ def test_a_cache_that_cannot_be_told_of_the_end_is_no_error(
     assert not breaker.is_closed
     breaker.succeeded()
     assert seen_by_others(using) is Reason.BUSY
-    wait_for_lease(using)
+
+
+@on_redis
+def test_a_commit_that_goes_on_with_a_burst_says_nothing_of_the_cache(
+    using: str, told: list[str]
+) -> None:
+    """It was not asked: if it failed somebody else just now, the next has to know."""
+    begin(using)
+    breaker = route_of(using).breaker
+    bracket = brackets._bracket(route_of(using), TABLES)
+    assert bracket.start()
+    breaker.failed()
+    bracket.arm()
+    was_closed = breaker.is_closed
+    breaker.succeeded()
+    bracket.end()
+    assert not was_closed
+
+
+@on_redis
+@pytest.mark.parametrize("is_in_burst", [True, False])
+def test_a_child_of_fork_does_not_finish_what_its_parent_is_about_to_commit(
+    monkeypatch: pytest.MonkeyPatch, using: str, told: list[str], author: Author, is_in_burst: bool
+) -> None:
+    """It is born while a value is being saved, and leaves `save()` with an exception."""
+    if is_in_burst:
+        begin(using)
+    parent, seen, pre_save = os.getpid(), [], CharField.pre_save
+
+    def fork(field: Any, *args: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            raise KeyboardInterrupt
+        os.waitpid(child, 0)
+        seen.append(seen_by_others(using))
+        return pre_save(field, *args)
+
+    monkeypatch.setattr(CharField, "pre_save", fork)
+    try:
+        author.save(using=using)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    assert set(seen) == {Reason.BUSY}
 
 
 @on_redis
@@ -367,24 +481,42 @@ settings.ORMCACHE = {
 }
 bursts._PAUSE = 60
 flushing.flusher.notice = lambda waiting: None
-for number in range(4):
-    Author.objects.using(using).update(name=str(number))
-assert bursts.bursts
+
+def write():
+    for number in range(4):
+        Author.objects.using(using).update(name=str(number))
+
+def begin():
+    write()
+    assert bursts.bursts
 """
+ENDS = {
+    "in good order": "begin()",
+    "after it has written on": """
+import atexit
+atexit.register(write)
+begin()
+""",
+    "as a child of multiprocessing": """
+import multiprocessing
+child = multiprocessing.get_context("fork").Process(target=begin)
+child.start()
+child.join()
+assert not child.exitcode
+""",
+}
 
 
 @on_redis
-def test_a_process_that_ends_in_good_order_ends_its_burst(
-    cached: Watch, using: str, names: Names, author: Author, settings: Any
+@pytest.mark.parametrize("how", ENDS)
+def test_a_process_that_ends_ends_its_burst(
+    cached: Watch, using: str, names: Names, author: Author, patient: None, how: str
 ) -> None:
-    # The longest lease that it was ever asked for stays with a namespace.
-    prefix = "burst"
-    settings.ORMCACHE = {**settings.ORMCACHE, "KEY_PREFIX": prefix}
-    wait_for_quarantine(using)
+    prefix = current().KEY_PREFIX
     cached.warm(names)
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
     done = subprocess.run(
-        [sys.executable, "-c", BURST, using, prefix],
+        [sys.executable, "-c", BURST + ENDS[how], using, prefix],
         env=environment,
         capture_output=True,
         text=True,
@@ -404,5 +536,5 @@ def test_what_ended_is_forgotten_some_time() -> None:
 
     mine, now = Bursts(), time.monotonic()
     for number in range(3 * bursts._LIMIT):
-        assert not mine.keep(Route(number), TABLES, "intent", now)  # type: ignore[arg-type]
+        assert not mine.keep(Route(number), TABLES, 1.0, "intent", now)  # type: ignore[arg-type]
     assert len(mine._ended) <= bursts._LIMIT + 1

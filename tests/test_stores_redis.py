@@ -199,6 +199,22 @@ def test_two_commits_have_to_end_both(store: Store, space: str, settings: Any) -
     assert store.read(space, ENTRY, TABLES).vector is not None
 
 
+@on_redis_and_valkey
+def test_one_commit_may_write_thousands_of_tables(
+    make: Callable[..., Any], space: str, settings: Any
+) -> None:
+    """A transaction may write those of many tenants; Lua's unpack() does not give so many."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "SOCKET_TIMEOUT": 20}
+    store, tables = make(), [f"t{number}" for number in range(9000)]
+    read_clean(store, space, tables=tables)
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 20}
+    for _ in range(2):
+        store.arm(space, "1.a", tables)
+        assert store.read(space, ENTRY, tables[-1:]).reason is Reason.BUSY
+        store.finish(space, "1.a", tables)
+        assert store.read(space, ENTRY, tables[-1:]).vector is not None
+
+
 @on_all
 def test_bump_and_the_register_of_everything_make_entries_invalid(
     store: Store, space: str

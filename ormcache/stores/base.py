@@ -170,6 +170,10 @@ class Nonces:
     def __call__(self) -> str:
         return f"{self._prefix}.{next(self._counter):x}"
 
+    def has_given(self, name: str) -> bool:
+        """Whether ``name``, or an intent that was made of it, is of this process."""
+        return name.removeprefix("@").startswith(self._prefix)
+
 
 new_nonce = Nonces()
 

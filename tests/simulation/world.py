@@ -281,6 +281,8 @@ class World:
             for module in (brackets, bursts, debts, leases, breaker, overdue):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
+            # Nothing of this is left when the tests end.
+            stack.enter_context(mock.patch.object(bursts, "_call_at_exit", lambda function: None))
             # Actors stand for threads.
             event, me = functools.partial(Event, self.scheduler), lambda: self.scheduler.current
             stack.enter_context(mock.patch.object(flights, "Event", event))

@@ -5,7 +5,8 @@ local fields = {KEYS[1], 'n', 'd', 'l'}
 for i = 2, #KEYS do
   fields[#fields + 1] = 't:' .. string.match(KEYS[i], ':r:(.*)$')
 end
-local facts = redis.pcall('HMGET', unpack(fields))
+-- unpack() gives less than 8000 values.
+local facts = #fields < 1000 and redis.pcall('HMGET', unpack(fields)) or {}
 local plain = facts[1] and not facts[2] and (tonumber(facts[3] or '') or 0) >= tonumber(ARGV[3])
 for i = 2, #KEYS do
   local register = plain and facts[i + 2] and redis.pcall('HMGET', KEYS[i], 'n', 'd')
