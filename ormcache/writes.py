@@ -399,20 +399,22 @@ def saving(
     update_fields: Any = None,
 ) -> Any:
     """``Model._save_table``: one row of one table is about to be written."""
-    work = functools.partial(
-        original, instance, raw, cls, force_insert, force_update, using, update_fields
-    )
-    if using is None:
-        return work()
-    connection: Any = connections[using]
+    arguments = (instance, raw, cls, force_insert, force_update, using, update_fields)
+    connection: Any = None if using is None else connections[using]
+    if connection is None or not brackets.may_expect(connection, state_of(connection)):
+        return original(*arguments)
     table = (cls or type(instance))._meta.db_table
+    work = functools.partial(original, *arguments)
     return _announced_ahead(connection, table, work, deletes=False)
 
 
 def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
+    connection = compiler.connection
+    if not brackets.may_expect(connection, state_of(connection)):
+        return original(compiler, *args, **kwargs)
     return _announced_ahead(
-        compiler.connection,
+        connection,
         compiler.query.get_meta().db_table,
         functools.partial(original, compiler, *args, **kwargs),
         deletes=isinstance(compiler, SQLDeleteCompiler),
@@ -422,10 +424,8 @@ def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwar
 def _announced_ahead(
     connection: Any, db_table: str, work: Callable[[], Any], *, deletes: bool
 ) -> Any:
-    """Run ``work``, which writes ``db_table``; if that is a commit, announce it beforehand."""
+    """Run ``work``, which writes ``db_table`` and commits that: announce it beforehand."""
     state = state_of(connection)
-    if not brackets.may_expect(connection, state):
-        return work()
     names, own = _written(db_table, deletes=deletes)
     registers = state.will_write(connection, names, own)
     return brackets.expecting(connection, state, registers, work)
@@ -460,6 +460,9 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         sessions.spoil(connection)
     alone = _Alone(connection, state, effect)
     bracket = _begin(connection, state, effect, alone)
+    if bracket is None and kind is Kind.WRITE:
+        # In a transaction, as most are: nothing has to be done afterwards.
+        return operation()
     was_aborted = bool(kind & Kind.COMMIT) and connection_state.is_aborted(connection)
     try:
         result = alone.run(bracket, operation) if alone.is_fenced else operation()
@@ -544,8 +547,10 @@ def _begin(
     if was_open or state.dirty:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
         state.wrote(connection, registers)
+    if was_open and not _is_seen_at_once(connection, state, effect):
+        return None
     affected = state.dirty | registers
-    if not affected or (was_open and not _is_seen_at_once(connection, state, effect)):
+    if not affected:
         return None
     fencing: brackets.Fencing | None = None
     if alone is not None and not was_open:
