@@ -92,10 +92,12 @@ class Hammer:
 
     def _raise_own(self, chance: random.Random, seed: int) -> None:
         row = CONTESTED + seed % (ROWS - CONTESTED)
-        value = self.floors[row] + 1
-        # A statement of a process that was killed may still come after those of its successor.
-        self._rows().filter(pk=self.keys[row], pages__lt=value).update(pages=value)
-        self._raise_floor(row, value)
+        # Several in a row share one announcement.
+        for _ in range(chance.choice((1, 1, 6))):
+            value = self.floors[row] + 1
+            # A statement of a process that was killed may still come after those of its successor.
+            self._rows().filter(pk=self.keys[row], pages__lt=value).update(pages=value)
+            self._raise_floor(row, value)
 
     def _write_in_vain(self, chance: random.Random, seed: int) -> None:
         from django.db import transaction
