@@ -30,8 +30,8 @@ _PAUSE = 0.002
 """Seconds between two commits of one burst, at most."""
 _LIMIT = 1024
 
-_Place = tuple[str, str, tuple[str, ...], float]
-"""A cache alias, a namespace, tables and the lease: where it ends, and how old it may become."""
+_Place = tuple[int, str, str, tuple[str, ...], float]
+"""A thread, a cache alias, a namespace, tables and the lease: how old an intent may become."""
 
 
 class Intent(NamedTuple):
@@ -106,7 +106,7 @@ class Bursts:
         if not self._is_registered:
             self._is_registered = True
             _call_at_exit(self.close)
-        intent = Intent(route, place[2], name, begun, now)
+        intent = Intent(route, place[3], name, begun, now)
         if self._waiting.setdefault(place, intent) is not intent:
             return False
         flushing.flusher.notice(self)
@@ -151,7 +151,8 @@ class Bursts:
 
 
 def _place(route: Route, tables: Sequence[str], lease: float) -> _Place:
-    return route.cache_alias, route.namespace, tuple(tables), lease
+    # In threads whose commits overlap one intent would follow the other without an end.
+    return threading.get_ident(), route.cache_alias, route.namespace, tuple(tables), lease
 
 
 def _finish(intent: Intent) -> None:

@@ -93,7 +93,7 @@ class Hammer:
     def _raise_own(self, chance: random.Random, seed: int) -> None:
         row = CONTESTED + seed % (ROWS - CONTESTED)
         # Several in a row share one announcement.
-        for _ in range(chance.choice((1, 1, 6))):
+        for _ in range(chance.choice((1, 1, 3))):
             value = self.floors[row] + 1
             # A statement of a process that was killed may still come after those of its successor.
             self._rows().filter(pk=self.keys[row], pages__lt=value).update(pages=value)

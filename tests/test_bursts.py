@@ -525,6 +525,17 @@ def test_a_process_that_ends_ends_its_burst(
     assert cached.warm(names) == ["3"]
 
 
+@on_redis
+def test_threads_do_not_go_on_with_the_bursts_of_others(using: str, told: list[str]) -> None:
+    """Otherwise the tables of a server with many threads would hardly ever be clean."""
+    begin(using)
+    told.clear()
+    Background(update, using).result()
+    assert told == ["start_arm", "finish"]
+    update(using)
+    assert told == ["start_arm", "finish"]
+
+
 def test_what_ended_is_forgotten_some_time() -> None:
     """A project with tenants has any number of namespaces."""
 

@@ -489,7 +489,7 @@ def test_under_eviction_and_vandalism_no_reader_sees_less_than_was_committed(
     is_over.set()
     assert vandal.result() > 0
     assert hammer.stale == []
-    assert shop.watch.outcomes.count("hit") > 20
+    assert shop.watch.outcomes.count("hit") > 5
     assert shop.watch.outcomes.count("quarantine") > 0
 
 

@@ -20,7 +20,7 @@ from ormcache.stores import flushing, strict_store
 from ormcache.stores.base import Lookup, Store
 from ormcache.stores.channels import _PENDING_LIMIT, FLAGS, Channel, Channels, bulk
 from ormcache.stores.redis import SCRIPTS, connection_pool
-from tests.interleaving import Background
+from tests.interleaving import Background, pause_before
 from tests.marks import on_caches, on_databases, on_redis_and_valkey
 from tests.models import Author
 from tests.servers import HOST, RedisServer, ValkeyServer
@@ -740,6 +740,26 @@ def test_a_signal_handler_may_interrupt_the_notice_of_an_unsent_answer(
         if passed < moment:
             break
     assert moment > 3
+
+
+def test_who_reads_while_an_answer_is_sent_finds_it(
+    make: Callable[..., Any], space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another socket it might come first."""
+    monkeypatch.setattr(flushing.flusher, "notice", lambda its: None)
+    store = make()
+    vector = read_clean(store, space).vector
+    store.fill(space, ENTRY, vector, b"answer", 60)
+    pause = pause_before(monkeypatch, Channel, "flush")
+    flusher = Background(store._channels.flush)
+    pause.wait()
+    reader = Background(store.read, space, ENTRY, TABLES)
+    reader.join(0.2)
+    assert reader.is_alive()
+    pause.end()
+    flusher.result()
+    assert reader.result().entry == b"answer"
+    assert len(idle(store)) == 1
 
 
 def test_a_large_answer_is_sent_at_once(

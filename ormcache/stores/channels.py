@@ -11,6 +11,7 @@ import collections
 import contextlib
 import importlib
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -230,12 +231,15 @@ class Channels:
         self._pool = pool
         self._scripts = scripts
         self._idle: collections.deque[Channel] = collections.deque()
+        # For the same thread not exclusive: the handler of a signal may read, too.
+        self._flushing = threading.RLock()
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
         # The sockets are the parent's: not even closed politely. What is in use goes back to where
         # it came from, and so out of use: greenlets of gevent go on in the child.
         self._idle = collections.deque()
+        self._flushing = threading.RLock()
 
     def _connect(self) -> Channel:
         library = _library(self._pool.connection_class)
@@ -256,19 +260,28 @@ class Channels:
     def flush(self) -> None:
         """Let the idle channels send what they have; those in use do so by themselves."""
         idle = self._idle
-        for _ in range(len(idle)):
+        with self._flushing:
+            for _ in range(len(idle)):
+                try:
+                    # Once round: in the end the order is what it was.
+                    channel = idle.popleft()
+                except IndexError:
+                    return
+                try:
+                    channel.flush()
+                except Exception:
+                    # What was to be stored is lost, which is a miss and no error.
+                    channel.close()
+                else:
+                    idle.append(channel)
+
+    def _flushed(self) -> Channel | None:
+        """An idle channel, if one was only being flushed: the last answer is on its way there."""
+        with self._flushing:
             try:
-                # Once round: in the end the order is what it was.
-                channel = idle.popleft()
+                return self._idle.pop()
             except IndexError:
-                return
-            try:
-                channel.flush()
-            except Exception:
-                # What was to be stored is lost, which is a miss and no error.
-                channel.close()
-            else:
-                idle.append(channel)
+                return None
 
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
@@ -279,7 +292,10 @@ class Channels:
         try:
             channel = idle.pop()
         except IndexError:
-            return self._run_on_new(work, *args)
+            flushed = self._flushed()
+            if flushed is None:
+                return self._run_on_new(work, *args)
+            channel = flushed
         try:
             result = work(channel, *args)
         except BaseException as error:
