@@ -58,6 +58,8 @@ class Bursts:
         self._waiting: dict[_Place, Intent] = {}
         self._leaving: dict[_Place, Intent] = {}
         """Those of which the cache is just being told that they are over."""
+        self._broken_off: list[Intent] = []
+        """Those of which nobody knows whether the cache has been told so."""
         # For the same thread not exclusive: the handler of a signal may read, too.
         self._lock = threading.RLock()
         self._ended: dict[_Place, float] = {}
@@ -131,6 +133,8 @@ class Bursts:
 
     def flush(self, **kwargs: object) -> None:
         """Finish all. Also a receiver of ``request_finished``."""
+        while self._broken_off:
+            _finish(self._broken_off.pop())
         for place in list(self._waiting):
             self._end(place)
 
@@ -146,6 +150,12 @@ class Bursts:
                 intent = self._waiting.pop(place, None)
                 if intent is not None:
                     _finish(intent)
+            except BaseException:
+                # A timeout of gevent, or the handler of a signal. No commit may take it over.
+                if intent is not None:
+                    self._broken_off.append(intent)
+                    flushing.flusher.notice(self)
+                raise
             finally:
                 self._leaving.pop(place, None)
 

@@ -60,8 +60,8 @@ class Background(threading.Thread):
             connections.close_all()
             caches.close_all()
 
-    def result(self) -> Any:
-        self.join(SECONDS)
+    def result(self, seconds: float = SECONDS) -> Any:
+        self.join(seconds)
         assert not self.is_alive(), "the thread does not end"
         if self._error is not None:
             raise self._error

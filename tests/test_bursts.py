@@ -526,6 +526,32 @@ def test_a_process_that_ends_ends_its_burst(
 
 
 @on_redis
+def test_a_reader_that_is_broken_off_while_it_ends_a_burst_leaves_that_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    names: Names,
+    told: list[str],
+    mine: Bursts,
+) -> None:
+    """It may have been told or not: so no commit relies on that intent, and it is ended again."""
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    begin(using)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store_of(using), "finish", interrupt)
+        names()
+    told.clear()
+    update(using)
+    assert told == ["start_arm"]
+    mine.flush()
+    assert told == ["start_arm", "finish", "finish"]
+    assert cached.warm(names) == [NEW]
+
+
+@on_redis
 def test_threads_do_not_go_on_with_the_bursts_of_others(using: str, told: list[str]) -> None:
     """Otherwise the tables of a server with many threads would hardly ever be clean."""
     begin(using)

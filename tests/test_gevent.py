@@ -60,7 +60,7 @@ def run(program: str, *options: str) -> dict[str, Any]:
 def test_greenlets_never_read_less_than_what_was_committed_before() -> None:
     found = run("readers_and_writers")
     assert found["stale"] == []
-    assert found["hits"] > 10
+    assert found["hits"] > 50
     assert found["written"] > 10
     assert found["became"]["broken off"] > 10
 
@@ -71,7 +71,7 @@ def test_greenlets_never_read_less_than_what_was_committed_before() -> None:
 def test_greenlets_that_share_a_pool_never_read_less_than_what_was_committed_before() -> None:
     found = run("readers_and_writers", "pooled")
     assert found["stale"] == []
-    assert found["hits"] > 10
+    assert found["hits"] > 50
     assert found["written"] > 10
     assert set(found["became"]) == {"done"}
 

@@ -12,6 +12,7 @@ from tests.authors import NEW, OLD, Names, execute, rename, update
 from tests.factories import BookFactory
 from tests.factories import using as factories_using
 from tests.interleaving import (
+    SECONDS,
     Background,
     session,
 )
@@ -327,7 +328,8 @@ def test_no_increment_is_lost_under_select_for_update(
 
     threads = [Background(increment) for _ in range(2)]
     for thread in threads:
-        thread.result()
+        # Each waits for the other, and for the disk.
+        thread.result(6 * SECONDS)
     assert cached.warm(lambda: rows.get().pages) == 2 * times
 
 
