@@ -400,21 +400,26 @@ def saving(
 ) -> Any:
     """``Model._save_table``: one row of one table is about to be written."""
     arguments = (instance, raw, cls, force_insert, force_update, using, update_fields)
-    connection: Any = None if using is None else connections[using]
-    if connection is None or not brackets.may_expect(connection, state_of(connection)):
+    if using is None:
+        return original(*arguments)
+    connection: Any = connections[using]
+    state = state_of(connection)
+    if not brackets.may_expect(connection, state):
         return original(*arguments)
     table = (cls or type(instance))._meta.db_table
     work = functools.partial(original, *arguments)
-    return _announced_ahead(connection, table, work, deletes=False)
+    return _announced_ahead(connection, state, table, work, deletes=False)
 
 
 def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``execute_sql`` of a compiler that writes: the table of its query is about to change."""
     connection = compiler.connection
-    if not brackets.may_expect(connection, state_of(connection)):
+    state = state_of(connection)
+    if not brackets.may_expect(connection, state):
         return original(compiler, *args, **kwargs)
     return _announced_ahead(
         connection,
+        state,
         compiler.query.get_meta().db_table,
         functools.partial(original, compiler, *args, **kwargs),
         deletes=isinstance(compiler, SQLDeleteCompiler),
@@ -422,10 +427,14 @@ def compiling(original: Callable[..., Any], compiler: Any, /, *args: Any, **kwar
 
 
 def _announced_ahead(
-    connection: Any, db_table: str, work: Callable[[], Any], *, deletes: bool
+    connection: Any,
+    state: ConnectionState,
+    db_table: str,
+    work: Callable[[], Any],
+    *,
+    deletes: bool,
 ) -> Any:
     """Run ``work``, which writes ``db_table`` and commits that: announce it beforehand."""
-    state = state_of(connection)
     names, own = _written(db_table, deletes=deletes)
     registers = state.will_write(connection, names, own)
     return brackets.expecting(connection, state, registers, work)

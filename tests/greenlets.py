@@ -34,8 +34,8 @@ from gevent.event import Event
 USING = "postgresql"
 GREENLETS = 30
 SECONDS = 4
+"""For which readers and writers are at work; longer if there were not ENOUGH_HITS by then."""
 ENOUGH_HITS = 50
-"""For which readers and writers are at work."""
 LEASE = 0.5
 
 

@@ -482,14 +482,18 @@ def test_under_eviction_and_vandalism_no_reader_sees_less_than_was_committed(
     hammer = Hammer(shop.using, seconds=2)
     hammer.may_be_refused = True
     vandal = Background(vandalise)
-    threads = [Background(hammer.write, seed) for seed in range(2)]
-    threads += [Background(hammer.read, seed) for seed in range(3)]
-    for thread in threads:
-        thread.result()
+    # A busy machine needs longer to see as much.
+    for _ in range(10):
+        threads = [Background(hammer.write, seed) for seed in range(2)]
+        threads += [Background(hammer.read, seed) for seed in range(3)]
+        for thread in threads:
+            thread.result()
+        if shop.watch.outcomes.count("hit") > 20:
+            break
     is_over.set()
     assert vandal.result() > 0
     assert hammer.stale == []
-    assert shop.watch.outcomes.count("hit") > 5
+    assert shop.watch.outcomes.count("hit") > 20
     assert shop.watch.outcomes.count("quarantine") > 0
 
 
