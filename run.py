@@ -60,7 +60,7 @@ def test(arguments: Sequence[str]) -> int:
         options.append("--cov-fail-under=0")
     else:
         # Many tests wait for a lease to end or a server to start, so more than there are cores.
-        options += ["--numprocesses=4", "--dist=worksteal"]
+        options += ["--numprocesses=6", "--dist=worksteal"]
     return run([VENV_PYTHON, "-m", "pytest", *options, *arguments], check=False)
 
 

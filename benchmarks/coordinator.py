@@ -86,10 +86,10 @@ def run_stack(
     facts: dict[str, str],
     contenders: Sequence[str],
     cases: Sequence[Case],
-    rounds: int,
+    rounds: Callable[[Case], int],
     say: Callable[[str], None],
 ) -> StackResult:
-    """Measure all cases of all contenders on one stack."""
+    """Measure all cases of all contenders on one stack, each over so many rounds."""
     result = StackResult(services.stack, facts)
     with ExitStack() as stack:
         baseline = stack.enter_context(worker(NO_CACHE, services))
@@ -114,7 +114,7 @@ def run_stack(
                 result.absent[contender] = reason
         for case in cases:
             say(case.name)
-            result.cells[case.name] = _run_case(case, workers, rounds, say)
+            result.cells[case.name] = _run_case(case, workers, rounds(case), say)
             baseline.ask("tidy")
     return result
 

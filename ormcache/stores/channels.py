@@ -233,6 +233,7 @@ class Channels:
         self._idle: collections.deque[Channel] = collections.deque()
         # For the same thread not exclusive: the handler of a signal may read, too.
         self._flushing = threading.RLock()
+        self._is_flushing = False
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
@@ -240,6 +241,7 @@ class Channels:
         # it came from, and so out of use: greenlets of gevent go on in the child.
         self._idle = collections.deque()
         self._flushing = threading.RLock()
+        self._is_flushing = False
 
     def _connect(self) -> Channel:
         library = _library(self._pool.connection_class)
@@ -261,41 +263,50 @@ class Channels:
         """Let the idle channels send what they have; those in use do so by themselves."""
         idle = self._idle
         with self._flushing:
-            for _ in range(len(idle)):
-                try:
+            self._is_flushing = True
+            try:
+                for _ in range(len(idle)):
                     # Once round: in the end the order is what it was.
                     channel = idle.popleft()
-                except IndexError:
-                    return
-                try:
-                    channel.flush()
-                except Exception:
-                    # What was to be stored is lost, which is a miss and no error.
-                    channel.close()
-                else:
-                    idle.append(channel)
-
-    def _flushed(self) -> Channel | None:
-        """An idle channel, if one was only being flushed: the last answer is on its way there."""
-        with self._flushing:
-            try:
-                return self._idle.pop()
+                    try:
+                        channel.flush()
+                    except Exception:
+                        # What was to be stored is lost, which is a miss and no error.
+                        channel.close()
+                    else:
+                        idle.append(channel)
             except IndexError:
-                return None
+                return
+            finally:
+                self._is_flushing = False
+
+    def _take(self) -> Channel | None:
+        """An idle channel, if there is one.
+
+        While idle channels are flushed, whoever comes waits: what is asked on this one must not
+        overtake an answer that was to be sent on that one.
+        """
+        idle = self._idle
+        try:
+            channel = idle.pop()
+        except IndexError:
+            with self._flushing, contextlib.suppress(IndexError):
+                return idle.pop()
+            return None
+        # Looked at after the channel was taken: if another one was missing then, this shows it.
+        if self._is_flushing:
+            with self._flushing:
+                return channel
+        return channel
 
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
 
         ``work`` may be called twice. Raises CacheError if the second call fails, too.
         """
-        idle = self._idle
-        try:
-            channel = idle.pop()
-        except IndexError:
-            flushed = self._flushed()
-            if flushed is None:
-                return self._run_on_new(work, *args)
-            channel = flushed
+        idle, channel = self._idle, self._take()
+        if channel is None:
+            return self._run_on_new(work, *args)
         try:
             result = work(channel, *args)
         except BaseException as error:
@@ -332,11 +343,9 @@ class Channels:
 
         Both raise CacheError. The function must be called, or the channel is lost.
         """
-        idle = self._idle
-        try:
-            channel = idle.pop()
-        except IndexError:
-            raise CacheError("there is no idle channel") from None
+        idle, channel = self._idle, self._take()
+        if channel is None:
+            raise CacheError("there is no idle channel")
         try:
             channel.post(command_for(channel, *args))
         except BaseException as error:

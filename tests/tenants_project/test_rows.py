@@ -11,6 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django_tenants.utils import schema_context, tenant_context
 
 import ormcache
+from ormcache.fence_rows import TABLE as FENCE
 from ormcache.reasons import Reason
 from tests.interleaving import Background
 from tests.tenants_project.customers.models import Client, Country
@@ -74,7 +75,8 @@ def test_a_hit_asks_nothing_of_the_database(cached: Watch) -> None:
         cursor.execute("SELECT 1")
     with CaptureQueriesContext(connection) as queries:
         cached.hit(in_alpha)
-    assert len(queries) == 0
+    # On a slow machine the next look into the fence may be due, which it is once a second.
+    assert [query for query in queries if FENCE not in query["sql"]] == []
 
 
 def test_a_write_is_seen_by_its_tenant_at_once(cached: Watch) -> None:
