@@ -13,11 +13,16 @@ import pytest
 from tests.marks import needs
 
 PROJECT = Path(__file__).parents[1] / "tenants_project"
+SLOW = {"test_walks.py"}
+FILES = [
+    pytest.param(path.name, marks=pytest.mark.slow if path.name in SLOW else ())
+    for path in sorted(PROJECT.glob("test_*.py"))
+]
 
 
 @needs("postgresql", "redis")
 @pytest.mark.parametrize("variant", ["plain", "limit", "pool"])
-@pytest.mark.parametrize("file", sorted(path.name for path in PROJECT.glob("test_*.py")))
+@pytest.mark.parametrize("file", FILES)
 def test_with_the_real_django_tenants(file: str, variant: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
