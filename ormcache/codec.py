@@ -87,12 +87,21 @@ def _pack(value: Any) -> bytes:
     return packed
 
 
+def _with_string_keys(value: dict[Any, Any]) -> dict[Any, Any]:
+    for key in value:
+        # strict_map_key lets bytes pass, too.
+        if type(key) is not str:
+            raise Corrupt("a key that is no string")
+    return value
+
+
 def _unpack(data: bytes) -> Any:
-    # Keys of dicts are strings, whose hashes nobody can foresee. Timestamps, which encode()
-    # does not write, become plain numbers.
+    # Keys of dicts are strings, whose hashes nobody can foresee: numbers are refused before there
+    # is a dict. Timestamps, which encode() does not write, become plain numbers.
     return msgpack.unpackb(
         data,
         ext_hook=_load_big_integer,
+        object_hook=_with_string_keys,
         strict_map_key=True,
         timestamp=1,
         unicode_errors="surrogatepass",

@@ -353,7 +353,8 @@ def assert_closed(value: Any) -> None:
     kind = type(value)
     assert kind in CLOSED or kind.__qualname__ == "Range", kind
     if kind is dict:
-        value = [*value.keys(), *value.values()]
+        assert all(type(key) is str for key in value)
+        value = [*value.values()]
     if isinstance(value, (list, tuple)):
         for inner in value:
             assert_closed(inner)
@@ -455,6 +456,8 @@ FORGERIES = {
     "a list without a code": packed("v", []),
     "an unknown extension": packed("", msgpack.ExtType(42, b"abc")),
     "a dict by number": packed("v", [2, {1: 1}]),
+    "a dict by bytes": packed("v", [2, {b"a": 1}]),
+    "a dict by bytes, as it is": packed("", {b"a": 1}),
     "a Decimal of a number": packed("n", 2**60),
     "a Decimal of parts": packed("n", [0, [1], 2]),
     "a Decimal of words": packed("n", "ten"),
