@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from django import db
 
-from ormcache import counters, debts, fence_rows
+from ormcache import counters, debts, engines, fence_rows
 from ormcache.bursts import bursts
 from ormcache.conf import current
 from ormcache.connection_state import (
@@ -342,12 +342,10 @@ def announce(
 def _has_id(connection: Any) -> bool:
     """Whether what is about to be committed is a transaction to which PostgreSQL gave an id.
 
-    One that was begun and has changed nothing has none, and nothing to commit either. Without
-    autocommit nobody could ask for the oldest id without having one.
+    One that was begun and has changed nothing has none, and nothing to commit either.
     """
     return (
-        connection.vendor == "postgresql"
-        and connection.settings_dict["AUTOCOMMIT"]
+        engines.tells_what_is_over(connection)
         and not is_pipelined(connection)
         and is_open(connection) is True
     )

@@ -1,6 +1,7 @@
-"""Tables of MySQL and MariaDB that take no part in transactions, such as those of MyISAM.
+"""What a database knows of transactions beyond what Django asks of it.
 
-What is written to them is seen by everybody at once, and a rollback does not take it back.
+PostgreSQL gives them ids. In MySQL and MariaDB some tables take no part in them, such as those of
+MyISAM: what is written there is seen by everybody at once, and a rollback does not take it back.
 Django knows the engine that new tables get by default, but each table may have its own.
 """
 
@@ -19,6 +20,14 @@ _QUESTION = (
 )
 
 _found: dict[str, frozenset[str]] = {}
+
+
+def tells_what_is_over(connection: Any) -> bool:
+    """Whether the database can be asked on ``connection`` which transactions are over.
+
+    Without autocommit nobody could ask for the oldest id without having one.
+    """
+    return connection.vendor == "postgresql" and bool(connection.settings_dict["AUTOCOMMIT"])
 
 
 def without_transactions(connection: Any, namespace: str, tables: Collection[str]) -> bool:

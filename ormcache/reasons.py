@@ -142,14 +142,15 @@ class Reason(str, enum.Enum):
     )
     OVERDUE = (
         "a commit is overdue",
-        "The lease of a commit has run out, and the database does not yet say that its "
-        "transaction is over: it, or another that was writing then, is still open or prepared. "
-        "It ends with these.",
+        "The lease of a commit has run out, or that of all commits which the cache may have "
+        "forgotten when it lost something, and the database has not said yet that the "
+        "transactions of that time are over: some are still open or prepared. It ends with these.",
     )
     QUARANTINE = (
         "quarantine",
         "The cache, or the record of a table in it, is new: writes that began before might "
-        "still be on their way. It ends by itself, after one LEASE.",
+        "still be on their way. It ends by itself, after one LEASE; on PostgreSQL when the "
+        "transactions that were writing by then are over, too.",
     )
     FENCE = (
         "fence not read",

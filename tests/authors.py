@@ -1,11 +1,10 @@
 """Authors: what tests read, rename and compare with the database itself."""
 
-import time
-
 from django.db import connections, transaction
 
-from tests.interleaving import SECONDS, route_of, session, store_of
+from tests.interleaving import session
 from tests.models import Author
+from tests.watching import wait_for_quarantine
 
 OLD, NEW = "old", "new"
 
@@ -43,8 +42,4 @@ def execute(using: str, *statements: str) -> None:
 
 def wait_for_lease(using: str) -> None:
     """Return when no intent holds the table of authors, which takes up to a lease."""
-    deadline = time.monotonic() + SECONDS
-    route = route_of(using)
-    while store_of(using).read(route.namespace, "none", ["tests_author"]).vector is None:
-        assert time.monotonic() < deadline, "the lease does not end"
-        time.sleep(0.02)
+    wait_for_quarantine(using, "tests_author")

@@ -68,12 +68,16 @@ class Registers:
 
     # What the scripts do.
 
-    def touch(self, name: str, nonce: Any, lease: int) -> Register:
+    def touch(self, name: str, nonce: Any, asked: int | str) -> Register:
         """Bring a register up to the present."""
         register = self.registers.get(name, Register())
         if register.nonce is None:
+            lease, has_ids = _lease(asked)
+            is_new = name != EVERYTHING and not self._is_known(name)
             ends = self._birth(lease) if name == EVERYTHING else self._creation(name, lease)
-            intents = ((QUARANTINE, ends),) if ends > self.now else ()
+            # What is new here waits with "*" for transactions of before.
+            id_ = TOLD + QUARANTINE if has_ids and not is_new else QUARANTINE
+            intents = ((id_, ends),) if ends > self.now else ()
             register = Register(nonce, register.counter, intents)
         elif register.intents:
             live = tuple(
@@ -95,6 +99,9 @@ class Registers:
             return self.now
         return self.now + lease
 
+    def _is_known(self, name: str) -> bool:
+        return self.namespace is not None and name in self.namespace.known
+
     def _creation(self, name: str, lease: int) -> int:
         assert self.namespace is not None
         longest = max(self.namespace.longest, lease)
@@ -109,26 +116,28 @@ class Registers:
         if name not in self.namespace.known:
             self.namespace = self.namespace._replace(known=self.namespace.known | {name})
 
-    def read(self, tables: Iterable[str], nonce: Any, lease: int) -> Answer:
+    def read(self, tables: Iterable[str], nonce: Any, lease: int | str) -> Answer:
         names = (EVERYTHING, *tables)
         found = [self.registers.get(name) for name in names]
         if not all(r is not None and r.nonce is not None and not r.intents for r in found):
             found = [self.touch(name, nonce, lease) for name in names]
             intents = [intent for r in found if r is not None for intent in r.intents]
             if intents:
-                kind = "quarantine" if QUARANTINE in dict(intents) else "busy"
+                is_quarantine = any(id_.strip("@!0123456789") == QUARANTINE for id_, _ in intents)
+                kind = "quarantine" if is_quarantine else "busy"
                 if any(self._is_overdue(*pair) for pair in intents):
                     kind = "overdue"
                 return Answer(None, kind, max(end for _, end in intents) - self.now)
         return Answer(tuple((r.nonce, r.counter) for r in found if r is not None))
 
-    def arm(self, intent: str, tables: Iterable[str], nonce: Any, lease: int) -> None:
-        self.touch(EVERYTHING, nonce, lease)
+    def arm(self, intent: str, tables: Iterable[str], nonce: Any, asked: int | str) -> None:
+        self.touch(EVERYTHING, nonce, asked)
         assert self.namespace is not None
+        lease, _ = _lease(asked)
         if lease > self.namespace.longest:
             self.namespace = self.namespace._replace(longest=lease)
         for name in tables:
-            register = self.touch(name, nonce, lease)
+            register = self.touch(name, nonce, asked)
             if self.flaw != "arm does not note the register":
                 self._note(name)
             others = _others(register, intent)
@@ -138,7 +147,7 @@ class Registers:
             intents = (*others, (intent, self.now + lease))
             self.registers[name] = Register(fresh, register.counter, intents)
 
-    def finish(self, intent: str, tables: Iterable[str], nonce: Any, lease: int) -> None:
+    def finish(self, intent: str, tables: Iterable[str], nonce: Any, lease: int | str) -> None:
         self.touch(EVERYTHING, nonce, lease)
         for name in tables:
             register = self.touch(name, nonce, lease)
@@ -153,7 +162,7 @@ class Registers:
         facts: tuple[int, int, int],
         tables: Iterable[str],
         nonce: Any,
-        lease: int,
+        lease: int | str,
     ) -> None:
         moment, horizon, oldest = facts
         self.touch(EVERYTHING, nonce, lease)
@@ -163,7 +172,7 @@ class Registers:
             for intent, end in register.intents:
                 if intent.startswith(TOLD) and end <= moment:
                     base, _, limit = intent.partition("!")
-                    limit = limit or str(horizon)
+                    limit = str(min(horizon, int(limit))) if limit else str(horizon)
                     if oldest < int(limit):
                         kept.append((f"{base}!{limit}", end))
                 else:
@@ -187,6 +196,12 @@ class Registers:
         """HINCRBY, by a program that knows nothing else."""
         register = self.registers.get(name, Register())
         self.registers[name] = register._replace(counter=(register.counter or 0) + 1)
+
+
+def _lease(asked: int | str) -> tuple[int, bool]:
+    """The lease, and whether the database can tell which transactions are over."""
+    text = str(asked)
+    return int(text.removeprefix(TOLD)), text.startswith(TOLD)
 
 
 def _others(register: Register, intent: str) -> tuple[tuple[str, int], ...]:

@@ -90,8 +90,7 @@ class Shop:
 
     def settle(self) -> None:
         """Wait until nothing that another test has left behind keeps the table busy."""
-        space, store = route_of(self.using).namespace, store_of(self.using)
-        wait_until(lambda: store.read(space, "e" * 40, ["tests_author"]).vector is not None)
+        wait_for_quarantine(self.using, "tests_author")
 
     def warm(self) -> str:
         self.settle()

@@ -11,8 +11,9 @@ from django.db import connections, transaction
 from ormcache import brackets, leases, overdue
 from ormcache.questions import ask, tell
 from ormcache.reasons import Reason
+from ormcache.stores.channels import pack
 from tests import backdoor
-from tests.interleaving import Background, pause_before, session, store_of
+from tests.interleaving import Background, pause_before, route_of, session, store_of
 from tests.marks import on_databases, on_pairs
 from tests.models import Author
 from tests.watching import Watch
@@ -126,6 +127,86 @@ def test_a_prepared_transaction_keeps_its_intent_until_somebody_ends_it(
         # Another program, which tells nobody.
         backdoor.execute(using, "COMMIT PREPARED 'overdue'")
     until(cached, name(using), "miss", NEW)
+
+
+def redis_of(using: str) -> Callable[..., Any]:
+    """Sends a command to the Redis of the cache."""
+    store: Any = store_of(using)
+    return lambda *parts: store._channels.run(lambda channel: channel.call(pack(*parts)))
+
+
+def register_of(using: str, table: str) -> bytes:
+    pattern = f"ormcache:*{{{route_of(using).namespace}}}*:r:{table}"
+    (key,) = redis_of(using)(b"KEYS", pattern.encode())
+    return bytes(key)
+
+
+def lose_register(using: str) -> None:
+    redis_of(using)(b"DEL", register_of(using, "tests_author"))
+
+
+def lose_everything(using: str) -> None:
+    redis_of(using)(b"FLUSHDB")
+
+
+@pytest.fixture(params=[lose_register, lose_everything])
+def lose(request: Any) -> Callable[[str], None]:
+    """What the cache forgets in the middle of a commit: its announcement, too."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@on_postgresql
+def test_a_prepared_transaction_is_waited_for_although_its_intent_was_lost(
+    cached: Watch, using: str, author: Author, lose: Callable[[str], None]
+) -> None:
+    cached.warm(name(using))
+    with connections[using].cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("UPDATE tests_author SET name = 'new'")
+        cursor.execute("PREPARE TRANSACTION 'lost'")
+    try:
+        lose(using)
+        until(cached, name(using), Reason.OVERDUE, OLD)
+        for _ in range(5):
+            with cached.expect(Reason.OVERDUE):
+                assert name(using)() == OLD
+    finally:
+        backdoor.execute(using, "COMMIT PREPARED 'lost'")
+    until(cached, name(using), "miss", NEW)
+
+
+@on_postgresql
+def test_a_writer_that_is_stopped_is_waited_for_although_its_intent_was_lost(
+    cached: Watch,
+    using: str,
+    author: Author,
+    lose: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached.warm(name(using))
+    pause = pause_before(monkeypatch, type(connections[using]), "_commit")
+    writer = Background(update, using)
+    pause.wait()
+    lose(using)
+    until(cached, name(using), Reason.OVERDUE, OLD)
+    for _ in range(5):
+        with cached.expect(Reason.OVERDUE):
+            assert name(using)() == OLD
+    with never_finished(monkeypatch):
+        pause.end()
+        writer.result()
+    until(cached, name(using), "miss", NEW)
+
+
+@on_postgresql
+def test_a_horizon_of_a_database_that_was_restored_since_is_not_waited_for(
+    cached: Watch, using: str, author: Author
+) -> None:
+    """It gives out lower ids than it did before."""
+    cached.warm(name(using))
+    redis_of(using)(b"HSET", register_of(using, "tests_author"), b"d", b"@1.0!%d=1" % 10**15)
+    until(cached, name(using), Reason.OVERDUE, OLD)
+    until(cached, name(using), "miss", OLD)
 
 
 @on_postgresql

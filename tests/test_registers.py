@@ -58,7 +58,7 @@ ENTRY = "e" * 40
 _tables = st.sampled_from([("a",), ("b",), ("a", "b")])
 _written = st.sampled_from([("a",), ("b",), ("a", "b"), ("*",)])
 _names = st.sampled_from(["*", "a", "b"])
-_leases = st.sampled_from([100, 100, 300])
+_leases = st.sampled_from([100, 100, 300, "@100", "@300"])
 _intents = st.sampled_from(["1.0", "1.1", "2.0", "@1.0", "@2.0"])
 # How long ago, horizon, oldest.
 _facts = st.tuples(
@@ -70,7 +70,7 @@ _operations = st.one_of(
     st.tuples(st.just("store"), _tables),
     st.tuples(st.just("arm"), _intents, _written, _leases),
     st.tuples(st.just("finish"), st.one_of(_intents, st.just("")), _written, _leases),
-    st.tuples(st.just("settle"), _facts, _written),
+    st.tuples(st.just("settle"), _facts, _written, _leases),
     st.tuples(st.just("lose"), _names),
     st.tuples(st.just("lose everything")),
     st.tuples(st.just("increment"), _names),
@@ -99,17 +99,17 @@ class Scripts:
     def key(self, name: str) -> str:
         return f"{self.prefix}r:{name}"
 
-    def change(self, script: str, intent: str, tables: Any, nonce: str, lease: int) -> None:
+    def change(self, script: str, intent: str, tables: Any, nonce: str, lease: Any) -> None:
         keys = [self.key(name) for name in ("*", *tables)]
         args = [self.replid, nonce, lease, intent]
         self.client.eval(self.texts[script], len(keys), *keys, *args)
 
-    def settle(self, facts: tuple[int, int, int], tables: Any, nonce: str, lease: int) -> None:
+    def settle(self, facts: tuple[int, int, int], tables: Any, nonce: str, lease: Any) -> None:
         keys = [self.key(name) for name in ("*", *tables)]
         args = [self.replid, nonce, lease, *facts]
         self.client.eval(self.texts["settle"], len(keys), *keys, *args)
 
-    def read(self, tables: Any, nonce: str, lease: int) -> Any:
+    def read(self, tables: Any, nonce: str, lease: Any) -> Any:
         keys = [f"{self.prefix}e:{ENTRY}", *(self.key(name) for name in ("*", *tables))]
         args = [self.replid, nonce, lease]
         return self.client.eval(self.texts["read"], len(keys), *keys, *args)
@@ -176,10 +176,10 @@ def test_the_scripts_do_what_the_model_does(client: Any, operations: Any) -> Non
             scripts.change(kind, intent, tables, nonce, lease)
             getattr(model, kind)(intent, tables, nonce, lease)
         elif kind == "settle":
-            (ago, horizon, oldest), tables = args
+            (ago, horizon, oldest), tables, lease = args
             facts = (model.now - ago, horizon, oldest)
-            scripts.settle(facts, tables, nonce, 100)
-            model.settle(facts, tables, nonce, 100)
+            scripts.settle(facts, tables, nonce, lease)
+            model.settle(facts, tables, nonce, lease)
         elif kind == "lose":
             scripts.delete(*args)
             model.lose(*args)
@@ -199,12 +199,13 @@ def test_the_scripts_do_what_the_model_does(client: Any, operations: Any) -> Non
 # What may have become of a register that was clean: fields with other values, or without one; or
 # the text of a key of another type.
 _deadlines = st.sampled_from([*["1700000009999"] * 3, "1700000000000", "1", "x"])
-_ids = st.sampled_from(["1.0", "1.0", "@1.0", "@1.0!7", "Q", "", "1.0="])
+_ids = st.sampled_from(["1.0", "1.0", "@1.0", "@1.0!7", "Q", "@Q", "@Q!7", "", "1.0="])
 _announced = st.lists(st.builds("{}={}".format, _ids, _deadlines), max_size=2).map(",".join)
 _changes = st.one_of(
     st.tuples(st.just("d"), _announced),
     st.tuples(st.just("d"), st.sampled_from(["1.0", "1.0=", "=1", ","])),
     st.tuples(st.sampled_from(["n", "x", "b", "l"]), st.sampled_from([None, "", "1", "x"])),
+    st.tuples(st.sampled_from("bl"), st.sampled_from(["inf", "nan", "1e20", "9" * 14, "-1"])),
     st.tuples(st.sampled_from(["t:*", "t:a", "t:b"]), st.none()),
 )
 _clean = {"n": "n", "b": "1", "l": "500", "t:*": "1", "t:a": "1", "t:b": "1"}
@@ -220,11 +221,12 @@ _any_registers = st.fixed_dictionaries(dict.fromkeys(["*", "a", "b"], _any_regis
     registers=_any_registers,
     script=st.sampled_from(["arm", "finish"]),
     intent=st.sampled_from(["1.0", "@1.0"]),
+    lease=st.sampled_from([200, "@200"]),
     tables=st.one_of(_written, st.just(("a", "*")), st.just(("a", "a"))),
 )
 @hypothesis_settings(max_examples=300, deadline=None)
 def test_the_quick_way_of_a_script_does_what_the_long_one_does(
-    client: Any, registers: Any, script: str, intent: str, tables: Any
+    client: Any, registers: Any, script: str, intent: str, lease: Any, tables: Any
 ) -> None:
     """Whatever others have put into the registers."""
     found = []
@@ -237,7 +239,7 @@ def test_the_quick_way_of_a_script_does_what_the_long_one_does(
             else:
                 fields = {field: text for field, text in content.items() if text is not None}
                 client.hset(scripts.key(name), mapping=fields)
-        scripts.change(script, intent, tables, "new", 200)
+        scripts.change(script, intent, tables, "new", lease)
         # Of another type only if it was none of the tables.
         kinds = {name: client.type(scripts.key(name)) for name in registers}
         found.append((kinds, scripts.hashes(n for n in kinds if kinds[n] != b"string")))

@@ -24,6 +24,7 @@ from django.apps import apps
 from django.core import mail
 from django.db import connections
 
+from ormcache import engines
 from ormcache.conf import DatabaseSettings, Inherited, Settings
 from ormcache.routers import chosen, schemas, tenancy
 from ormcache.routers.groups import primary_of
@@ -87,12 +88,16 @@ def route(connection: Any, settings: Settings, chosen_text: str | None = None) -
     cache_alias = cache_alias_of(alias, settings)
     primary = _primary_connection(connection, settings)
     is_enabled = settings.ENABLED and database.ENABLED
+    name = namespace(primary, settings.KEY_PREFIX, chosen_text)
+    store = _store(connection, cache_alias, settings)
+    if store is not None and engines.tells_what_is_over(primary):
+        store.expects_ids(name)
     timeout = settings.TIMEOUT if isinstance(database.TIMEOUT, Inherited) else database.TIMEOUT
     return Route(
         alias=alias,
-        namespace=namespace(primary, settings.KEY_PREFIX, chosen_text),
+        namespace=name,
         cache_alias=cache_alias,
-        store=_store(connection, cache_alias, settings),
+        store=store,
         breaker=breaker_for(cache_alias),
         enabled=is_enabled,
         timeout=timeout,

@@ -118,6 +118,13 @@ class Store(abc.ABC):
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
         """Make entries of ``tables`` invalid now."""
 
+    def expects_ids(self, namespace: str) -> None:  # noqa: B027 - most stores lose no intent
+        """The database of the namespace tells whether transactions are over.
+
+        From now on, what this store has lost is trusted again only when :meth:`settle` says that
+        the transactions of that time are.
+        """
+
     def moment(self) -> int:
         """The time of the cache's own clock, for :meth:`settle`."""
         raise CacheError("here leases end all intents")

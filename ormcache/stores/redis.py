@@ -24,6 +24,8 @@ _EVALSHA = bulk(b"EVALSHA")
 _ARGUMENTS = {"arm": 3, "finish": 3, "settle": 5}
 """How many arguments the scripts have after the replication id."""
 _MEMO_LIMIT = 4096
+_ASKS_FOR_IDS = "string.sub(ARGV[3], 1, 1) == '@' and '@Q' or 'Q'"
+"""In registers.lua."""
 # Whatever others have put into a register comes back as it was.
 _VECTOR = ("utf-8", "surrogateescape")
 
@@ -105,6 +107,7 @@ class RedisStore(Store):
     def __init__(self, pool: Any) -> None:
         self._channels = Channels(pool, SCRIPTS)
         self._memo: dict[tuple[str, str, Sequence[str]], _Parts] = {}
+        self._with_ids: set[str] = set()
 
     def close(self) -> None:
         self._channels.close()
@@ -144,6 +147,14 @@ class RedisStore(Store):
             self._memo[memo] = parts
         return parts
 
+    def expects_ids(self, namespace: str) -> None:
+        self._with_ids.add(namespace)
+
+    def _lease(self, namespace: str) -> bytes:
+        """What the scripts take for the lease, see registers.lua."""
+        lease = current().LEASE * 1000
+        return b"@%d" % lease if namespace in self._with_ids else b"%d" % lease
+
     # --- reading ---------------------------------------------------------------------------
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
@@ -179,7 +190,7 @@ class RedisStore(Store):
         parts = self._parts(namespace, channel, tables)
         key = parts.prefix + b"e:" + entry.encode()
         nonce = new_nonce().encode()
-        lease = b"%d" % (current().LEASE * 1000)
+        lease = self._lease(namespace)
         # bulk(), written out: this is the path of a hit.
         return b"%s$%d\r\n%s\r\n%s$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
             parts.read,
@@ -276,8 +287,7 @@ class RedisStore(Store):
     def _settle(
         self, channel: Channel, namespace: str, tables: tuple[str, ...], *facts: int
     ) -> None:
-        lease = int(current().LEASE * 1000)
-        arguments = [new_nonce().encode(), *(b"%d" % fact for fact in (lease, *facts))]
+        arguments = [new_nonce().encode(), self._lease(namespace), *(b"%d" % n for n in facts)]
         channel.call(
             self._parts(namespace, channel, tables).changes["settle"]
             + b"".join(map(bulk, arguments))
@@ -298,7 +308,7 @@ class RedisStore(Store):
         tables: tuple[str, ...],
     ) -> bytes:
         nonce = new_nonce().encode()
-        lease = b"%d" % (current().LEASE * 1000)
+        lease = self._lease(namespace)
         name = intent.encode()
         # bulk(), written out.
         return b"%s$%d\r\n%s\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
@@ -310,6 +320,11 @@ class RedisStore(Store):
             len(name),
             name,
         )
+
+    def _script_for_others(self, name: str, namespace: str) -> str:
+        """A script that need not be told what kind of database it is."""
+        script = SCRIPTS[name]
+        return script.replace(_ASKS_FOR_IDS, "'@Q'") if namespace in self._with_ids else script
 
     def status(self, namespace: str) -> dict[str, object]:
         return self._channels.run(self._status, namespace)
@@ -360,5 +375,8 @@ class RedisStore(Store):
             "key_prefix": self._prefix(namespace, channel),
             "incarnation": channel.incarnation,
             "lease_ms": int(current().LEASE * 1000),
-            "scripts": {"hold": SCRIPTS["arm"], "release": SCRIPTS["finish"]},
+            "scripts": {
+                "hold": self._script_for_others("arm", namespace),
+                "release": self._script_for_others("finish", namespace),
+            },
         }

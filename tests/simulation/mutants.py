@@ -153,10 +153,10 @@ def _one_incarnation() -> Iterator[None]:
 
 
 _LOST = """      if ends > clock() then
-        redis.call('HSET', key, 'd', 'Q=' .. ends)
+        redis.call('HSET', key, 'd', id .. '=' .. ends)
       end"""
 _BIRTH = """,
-    'd', 'Q=' .. clock() + lease)"""
+    'd', lost .. '=' .. clock() + lease)"""
 _OTHERS = "if not mine(id) then"
 _NOTE = "redis.call('HSETNX', KEYS[1], 't:' .. string.match(KEYS[i], ':r:(.*)$'), 1)"
 _COMPARE = "string.sub(entry, 1, #head) == head then\n    return entry"
@@ -169,7 +169,7 @@ MUTANTS: dict[str, Mutant] = {
     "arm does not note the register": _scripts(_NOTE, "", "arm"),
     "no lease": _all(
         _scripts("(clock() + lease)", "clock()", "arm"),
-        _scripts("time[2] / 1000) + ARGV[3]", "time[2] / 1000)", "arm"),
+        _scripts("time[2] / 1000) + ms", "time[2] / 1000)", "arm"),
     ),
     "a lease is not renewed": _patch(leases.Keeper, "renew", lambda self: None),
     "nobody looks how old an announcement is": _patch(
@@ -227,6 +227,7 @@ MUTANTS: dict[str, Mutant] = {
     "an overdue transaction is taken to be over": _scripts(
         " or string.sub(id, 1, 1) == '@' then\n      kept", " then\n      kept"
     ),
+    "what was lost is trusted after a lease": _scripts("and '@Q' or 'Q'", "and 'Q' or 'Q'"),
     "whoever asks takes all transactions for over": _scripts(
         "tonumber(ARGV[6]) >= tonumber(horizon)", "true", "settle"
     ),

@@ -160,6 +160,8 @@ class Profile(NamedTuple):
     accidents: tuple[str, ...]
     rate: float
     limit: int
+    renewing: float = 0.7
+    """How likely each process is to renew its leases when time passes, and is not stopped."""
 
 
 _NETWORK = ("lose_request", "lose_reply", "time_out", "time_out_late")
@@ -170,6 +172,8 @@ _PROFILES = (
     Profile("slow", ("pass_time",), 0.2, 12),
     Profile("very slow", ("pass_time",), 0.4, 12),
     Profile("stopped", ("pass_time",), 0.5, 20),
+    # Twice, for few of these schedules come to the point.
+    *[Profile("stopped and lost", ("evict", *("pass_time",) * 3), 0.5, 20, renewing=0.1)] * 2,
     Profile("losses", (*_LOSSES, "pass_time"), 0.12, 3),
     Profile("evictions", ("evict",), 0.1, 3),
     Profile("network", (*_NETWORK, "pass_time"), 0.15, 3),
@@ -183,8 +187,6 @@ _PROFILES = (
     ),
 )
 
-_PATIENT = frozenset({"slow", "very slow", "stopped"})
-"""In which commits of transactions may take as long as they like."""
 _STALLS = (0.0, 0.0, 0.06, 0.15)
 """How likely it is at each step that an actor is held up: long enough for others to do much."""
 
@@ -438,8 +440,9 @@ class World:
             server.clock += rng.random() * 200
         for process in self.processes:
             self._clocks[process] = rng.random() * 1000
-        # The database tells when a transaction is over, unless its intent was lost.
-        self.is_patient = self.profile.name in _PATIENT and rng.random() < 0.7
+        # Commits of transactions may take as long as they like: the database tells when they are
+        # over, also if their intents were lost.
+        self.is_patient = rng.random() < 0.7
         self.tell(f"seed {seed}, {self.profile.name}")
         if rng.random() < 0.8:
             self._connect()
@@ -721,7 +724,7 @@ class World:
         self.now += step
         self.tell("time has passed")
         for process in self.processes:
-            if self.random() < 0.7:
+            if self.random() < self.profile.renewing:
                 self._renew(process)
         return True
 

@@ -7,14 +7,16 @@ for i = 2, #KEYS do
 end
 -- unpack() gives less than 8000 values.
 local facts = #fields < 1000 and redis.pcall('HMGET', unpack(fields)) or {}
-local plain = facts[1] and not facts[2] and (tonumber(facts[3] or '') or 0) >= tonumber(ARGV[3])
+local ms = tonumber(string.match(ARGV[3], '%d+'))
+local longest = tonumber(string.match(facts[3] or '', '^%d+$') or '')
+local plain = facts[1] and not facts[2] and longest and longest >= ms
 for i = 2, #KEYS do
   local register = plain and facts[i + 2] and redis.pcall('HMGET', KEYS[i], 'n', 'd')
   plain = register and register[1] and not register[2]
 end
 if plain then
   local time = redis.call('TIME')
-  local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
+  local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + ms
   for i = 2, #KEYS do
     redis.call('HSET', KEYS[i], 'n', ARGV[2], 'd', ARGV[4] .. '=' .. deadline)
   end

@@ -10,7 +10,7 @@ for i = 2, #KEYS do
     for id, deadline in string.gmatch(register[3], '([^=,]+)=(%d+)') do
       if string.sub(id, 1, 1) == '@' and tonumber(deadline) <= clock() then
         kind = 'overdue'
-      elseif id == 'Q' and kind ~= 'overdue' then
+      elseif string.match(id, '^@?Q!?%d*$') and kind ~= 'overdue' then
         kind = 'quarantine'
       end
       last = math.max(last, tonumber(deadline))

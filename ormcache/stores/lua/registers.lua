@@ -5,20 +5,23 @@
 --   d   intents, "id=deadline,id=deadline" in ms of this server's clock; absent when clean. An id
 --       that begins with "@" is that of a transaction of which the database can tell whether it is
 --       over: it outlasts its deadline, until finish.lua or settle.lua. "!123" at its end is the
---       horizon that settle.lua has given it.
+--       horizon that settle.lua has given it. "Q" and "@Q" stand for intents that were lost.
 --   b   ("*" only) when this namespace was born, ms
 --   l   ("*" only) the longest lease that was ever asked for, ms
 --   t:… ("*" only) the registers that have ever been made here
 --
 -- "*" knows which registers exist, so one that is missing and known has been lost (evicted or
 -- deleted), and intents may have been lost with it: quarantine. One that is missing and unknown
--- was never there, and is clean unless the namespace itself is younger than a lease. A "*" that
--- was lost has forgotten the longest lease, too: all programs should have the same.
+-- was never there, and is clean unless the namespace itself is younger than a lease; for what "*"
+-- waits beyond that, all reads wait. A "*" that was lost has forgotten the longest lease, too: all
+-- programs should have the same.
 --
--- ARGV[2] is a fresh nonce, ARGV[3] the caller's lease in ms.
+-- ARGV[2] is a fresh nonce, ARGV[3] the caller's lease in ms, with "@" in front if the database
+-- can tell whether a transaction is over: then it decides on what was lost, too.
 
 local nonce = ARGV[2]
-local lease = tonumber(ARGV[3])
+local lease = tonumber(string.match(ARGV[3], '%d+'))
+local lost = string.sub(ARGV[3], 1, 1) == '@' and '@Q' or 'Q'
 local now = nil
 
 local function clock()
@@ -29,9 +32,10 @@ local function clock()
   return now
 end
 
--- Nil for what is no number, too.
+-- Nil for what is no number of milliseconds, too.
 local function number(text)
-  return tonumber(text or '')
+  text = string.match(text or '', '^%d+$')
+  return text and #text < 14 and tonumber(text) or nil
 end
 
 local function live(intents)
@@ -52,7 +56,7 @@ end
 local function birth(namespace)
   -- With "*" gone, so may be registers that held intents.
   redis.call('HSET', namespace, 'n', nonce, 'b', clock(), 'l', lease,
-    'd', 'Q=' .. clock() + lease)
+    'd', lost .. '=' .. clock() + lease)
 end
 
 -- Brings a register up to the present: {nonce, counter, intents or false}.
@@ -70,13 +74,13 @@ local function touch(key, namespace)
       local new = redis.call('HSETNX', namespace, 't:' .. string.match(key, ':r:(.*)$'), 1) == 1
       local facts = redis.call('HMGET', namespace, 'b', 'l')
       local longest = math.max(number(facts[2]) or 0, lease)
-      local ends = clock() + longest
+      local id, ends = lost, clock() + longest
       if new then
-        ends = (number(facts[1]) or clock()) + longest
+        id, ends = 'Q', (number(facts[1]) or clock()) + longest
       end
       redis.call('HSET', key, 'n', nonce)
       if ends > clock() then
-        redis.call('HSET', key, 'd', 'Q=' .. ends)
+        redis.call('HSET', key, 'd', id .. '=' .. ends)
       end
     end
     register = redis.call('HMGET', key, 'n', 'x', 'd')

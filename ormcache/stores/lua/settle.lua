@@ -4,7 +4,8 @@
 --
 -- An intent that was overdue at that moment gets the horizon: its transaction has a lower id. It
 -- goes when all transactions with a lower id are over. This command may come late: what is overdue
--- now, and was not then, has nothing to do with that horizon.
+-- now, and was not then, has nothing to do with that horizon. One that has a higher horizon gets this
+-- one, which is as good, and better if the database was restored since and gives out lower ids.
 
 touch(KEYS[1], KEYS[1])
 for i = 2, #KEYS do
@@ -12,10 +13,10 @@ for i = 2, #KEYS do
   local intents, gone = {}, false
   for id, deadline in string.gmatch(register[3] or '', '([^=,]+)=(%d+)') do
     if string.sub(id, 1, 1) == '@' and tonumber(deadline) <= tonumber(ARGV[4]) then
-      local horizon = string.match(id, '!(%d+)$')
-      if not horizon then
+      local base, horizon = string.match(id, '^(.-)!(%d+)$')
+      if not horizon or tonumber(horizon) > tonumber(ARGV[5]) then
         horizon = ARGV[5]
-        id = id .. '!' .. horizon
+        id = (base or id) .. '!' .. horizon
       end
       if tonumber(ARGV[6]) >= tonumber(horizon) then
         gone = true
