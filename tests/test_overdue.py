@@ -13,7 +13,7 @@ from ormcache.questions import ask, tell
 from ormcache.reasons import Reason
 from tests import backdoor
 from tests.interleaving import Background, pause_before, session, store_of
-from tests.marks import on_databases, on_pairs
+from tests.marks import on_databases, on_pairs, scenario
 from tests.models import Author
 from tests.watching import Watch
 
@@ -64,8 +64,9 @@ def never_finished(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@scenario(29)
 @on_postgresql
-def test_29_a_writer_that_is_stopped_for_longer_than_its_lease_keeps_its_intent(
+def test_a_writer_that_is_stopped_for_longer_than_its_lease_keeps_its_intent(
     cached: Watch, using: str, author: Author, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the announcement and the COMMIT, which comes all the same."""
