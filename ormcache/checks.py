@@ -410,6 +410,8 @@ def _unnamed_databases(
         options = facts.get("OPTIONS") or {}
         if (
             facts["ENGINE"] != "django.db.backends.dummy"
+            # It is nobody's: Django refuses to connect.
+            and connections[alias].vendor != "sqlite"
             and not facts["NAME"]
             and not any(options.get(name) for name in ("dbname", "database", "db", "service"))
         ):

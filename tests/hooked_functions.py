@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -321,22 +321,45 @@ def changes(then: Mapping[str, str | None], now: Mapping[str, str | None]) -> li
 
 
 def report() -> str:
-    """What has changed since somebody last looked at this minor version, and what to do; or ""."""
-    record = records().get(minor())
-    if record is None:
-        return (
-            f"Nobody has looked at Django {minor()} yet. Read its release notes and what "
-            "`git diff` says between its branch and the one before, for each of the functions "
-            "that `tests/hooked_functions.py` lists.\n" + _WHAT_TO_DO
+    """What has changed since somebody last looked at this minor version, and what to do; or "".
+
+    Of a minor version that nobody has looked at, it is what has changed since another one.
+    """
+    known = records()
+    record = known.get(minor())
+    if record is not None:
+        found = changes(record["digests"], current())
+        headline = (
+            f"Django {django.__version__} is not what was looked at ({record['version']}):\n"
         )
-    found = changes(record["digests"], current())
-    if not found:
-        return ""
-    return (
-        f"Django {django.__version__} is not what was looked at ({record['version']}):\n"
-        + "".join(f"  {change}\n" for change in found)
-        + _WHAT_TO_DO
+        return headline + _listed(found) + _WHAT_TO_DO if found else ""
+    headline = (
+        f"Nobody has looked at Django {minor()} yet. Read its release notes and what "
+        "`git diff` says between its branch and the one before, for each of the functions "
+        "that `tests/hooked_functions.py` lists.\n"
     )
+    record = _nearest(known)
+    if record is None:
+        return headline + _WHAT_TO_DO
+    found = changes(record["digests"], current())
+    since = f"{len(found) or 'None'} of them differ from those of Django {record['version']}"
+    return f"{headline}{since}{':' if found else '.'}\n{_listed(found)}{_WHAT_TO_DO}"
+
+
+def _nearest(known: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of the newest version before this one; of the oldest after it if none is."""
+
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(map(int, version.split(".")))
+
+    older = [version for version in known if number(version) < number(minor())]
+    if older:
+        return known[max(older, key=number)]
+    return known[min(known, key=number)] if known else None
+
+
+def _listed(found: Sequence[Change]) -> str:
+    return "".join(f"  {change}\n" for change in found)
 
 
 _WHAT_TO_DO = (

@@ -46,6 +46,10 @@ class Proxy:
     def mend(self) -> None:
         self.is_cut = False
 
+    def lead_to(self, port: int) -> None:
+        """Lead new connections to another server; those that are there stay where they are."""
+        self._target = port
+
     def _listen(self) -> None:
         while True:
             try:

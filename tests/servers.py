@@ -316,6 +316,10 @@ class PostgreSQLReplica(PostgreSQLServer):
         question = f"SELECT pg_last_wal_replay_lsn() - '0/0' >= {position}"
         _wait_until(lambda: self.ask(question) == "t", self)
 
+    def promote(self) -> None:
+        """Take over from the primary, which should be dead by then."""
+        self.ask("SELECT pg_promote()")
+
 
 class PgBouncerServer(Server):
     """PgBouncer in front of a PostgreSQL server that runs; all its databases are behind it.

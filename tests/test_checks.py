@@ -624,6 +624,14 @@ def test_e018_looks_for_the_name_in_the_options_and_in_those_of_the_primary(
     assert check(ormcache={"DATABASES": {"replica": {"PRIMARY": "named"}}}) == []
 
 
+def test_e018_leaves_sqlite_without_a_name_to_django(
+    check: Check, alias: Callable[..., None]
+) -> None:
+    """As a test run leaves the alias of a database that no test asks for."""
+    alias("unused", ENGINE="django.db.backends.sqlite3", NAME="")
+    assert check() == []
+
+
 def mysql(NAME: str = "", **options: str) -> dict[str, Any]:
     pytest.importorskip("MySQLdb")
     found = {"read_default_file": "/etc/my.cnf", **options}

@@ -93,6 +93,41 @@ def test_a_version_that_nobody_has_looked_at_is_an_alarm(written: Path) -> None:
     assert report().startswith(f"Nobody has looked at Django {hooked_functions.minor()} yet.")
 
 
+@pytest.mark.parametrize(
+    ("known", "nearest"),
+    [
+        (["1.9", "1.10", "99.0", "100.0"], "1.10"),
+        (["1.9", "2.0"], "2.0"),
+        (["99.0", "100.0"], "99.0"),
+    ],
+    ids=["between", "newer than all", "older than all"],
+)
+def test_of_a_version_that_nobody_has_looked_at_it_names_what_differs_from_the_nearest(
+    written: Path, known: list[str], nearest: str
+) -> None:
+    digests = hooked_functions.current()
+    others = dict.fromkeys(digests)
+    changed = {**digests, "django.db.transaction.Atomic.__exit__": "another"}
+    records = {
+        minor: {"version": f"{minor}.3", "digests": changed if minor == nearest else others}
+        for minor in known
+    }
+    written.write_text(json.dumps(records))
+    lines = report().splitlines()
+    assert lines[0].startswith(f"Nobody has looked at Django {hooked_functions.minor()} yet.")
+    assert lines[1:3] == [
+        f"1 of them differ from those of Django {nearest}.3:",
+        "  django.db.transaction.Atomic.__exit__ has changed (see ormcache/transactions)",
+    ]
+    assert "--write" in lines[-1]
+
+
+def test_a_new_version_in_which_nothing_differs_is_an_alarm_all_the_same(written: Path) -> None:
+    record = {"version": "1.9.3", "digests": hooked_functions.current()}
+    written.write_text(json.dumps({"1.9": record}))
+    assert "None of them differ from those of Django 1.9.3." in report().splitlines()
+
+
 def test_it_is_silent_when_somebody_has_looked(written: Path) -> None:
     written.write_text("{}")
     write()

@@ -14,7 +14,7 @@ from ormcache.reasons import Reason
 from ormcache.stores.channels import pack
 from tests import backdoor
 from tests.interleaving import Background, pause_before, route_of, session, store_of
-from tests.marks import on_databases, on_pairs
+from tests.marks import on_databases, on_pairs, scenario
 from tests.models import Author
 from tests.watching import Watch
 
@@ -65,8 +65,9 @@ def never_finished(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@scenario(29)
 @on_postgresql
-def test_29_a_writer_that_is_stopped_for_longer_than_its_lease_keeps_its_intent(
+def test_a_writer_that_is_stopped_for_longer_than_its_lease_keeps_its_intent(
     cached: Watch, using: str, author: Author, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the announcement and the COMMIT, which comes all the same."""

@@ -19,10 +19,10 @@ import pytest
 import redis
 from django.conf import settings
 
-from ormcache import brackets, leases, reads
+from ormcache import brackets, fence, fence_rows, leases, reads
 from ormcache.stores import redis as redis_store
 from tests.marks import needs
-from tests.simulation.mutants import MUTANTS, OPEN_MUTANTS
+from tests.simulation.mutants import FENCE_MUTANTS, MUTANTS, OPEN_MUTANTS
 from tests.simulation.server import Server, parse
 from tests.simulation.world import World
 
@@ -65,6 +65,14 @@ def test_with_the_policy_open_a_process_misses_no_write_of_its_own(first: int) -
         assert failures(world, range(first, first + BLOCK)) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 10_000, BLOCK))
+def test_with_the_policy_fence_every_write_is_heard_of_in_time(first: int) -> None:
+    """At once by those whom the cache tells, and by its own process; by others after `FENCE`."""
+    with World("fence").installed() as world:
+        assert failures(world, range(first, first + BLOCK)) == []
+
+
 def has_wrong_answer(world: World) -> bool:
     return any(
         "answered by" in violation
@@ -87,16 +95,26 @@ def test_without_what_the_policy_open_needs_there_are_wrong_answers(name: str) -
         assert has_wrong_answer(world)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FENCE_MUTANTS)
+def test_without_what_the_policy_fence_needs_there_are_wrong_answers(name: str) -> None:
+    with FENCE_MUTANTS[name](), World("fence").installed() as world:
+        assert has_wrong_answer(world)
+
+
 def test_mutants_leave_nothing_behind() -> None:
     scripts, is_fresh = redis_store.SCRIPTS, brackets.Bracket._is_fresh
     renew, store = leases.Keeper.renew, reads._store
-    for mutant in (*MUTANTS.values(), *OPEN_MUTANTS.values()):
+    looks, insert = fence.why_not_trust, fence_rows.insert
+    for mutant in (*MUTANTS.values(), *OPEN_MUTANTS.values(), *FENCE_MUTANTS.values()):
         with mutant():
             pass
     assert redis_store.SCRIPTS is scripts
     assert brackets.Bracket._is_fresh is is_fresh
     assert leases.Keeper.renew is renew
     assert reads._store is store
+    assert fence.why_not_trust is looks
+    assert fence_rows.insert is insert
 
 
 # --- what the schedules are like -------------------------------------------------------------
@@ -112,6 +130,15 @@ def test_a_good_part_of_the_reads_are_hits_and_of_the_writes_commits(world: Worl
         commits += len(world.database.states) - 1
     assert 0.2 < hits / read < 0.8
     assert commits > 300
+
+
+def test_a_part_of_the_commits_goes_by_the_fence() -> None:
+    schedules = 0
+    with World("fence").installed() as world:
+        for seed in range(300):
+            world.run(seed)
+            schedules += bool(world.fenced)
+    assert schedules > 30
 
 
 HAPPENINGS = (

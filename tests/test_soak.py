@@ -1,16 +1,20 @@
 """A short soak, as `python -m tests.soak` runs a long one."""
 
+import argparse
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.hammering import ROWS
 from tests.marks import needs, scenario
 from tests.servers import MissingProgram, PgBouncerServer, is_installed
+from tests.soak.__main__ import Goal, report
 from tests.soak.board import Board
 
 ROOT = Path(__file__).parent.parent
@@ -50,11 +54,49 @@ def number(pattern: str, text: str) -> int:
 @needs("postgresql", "mariadb", "redis")
 @scenario(40)
 def test_while_everything_breaks_no_process_reads_less_than_what_was_committed() -> None:
-    code, text = soak("--processes", "3", "--seconds", "15")
+    code, text = soak("--processes", "3", "--seconds", "15", "--reads", "500")
     assert code == 0, text
-    assert number(r"([\d,]+) reads", text) > 500
+    assert number(r"s: ([\d,]+) reads", text) >= 500
     assert number(r"stale: (\d+)\nwrites", text) == 0
     assert "Redis failed over to a replica" in text
+
+
+@pytest.mark.slow
+@needs("postgresql", "mariadb", "redis")
+def test_a_soak_goes_on_until_as_many_reads_were_made_as_were_asked_for() -> None:
+    code, text = soak("--processes", "3", "--seconds", "0", "--reads", "2000", "--pause", "100")
+    assert code == 0, text
+    assert number(r"\n\d+ s: ([\d,]+) reads", text) >= 2000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reads", "is_reached"),
+    [(9, 200, False), (10, 99, False), (10, 100, True), (11, 100, True)],
+)
+def test_a_soak_takes_its_seconds_and_its_reads(
+    seconds: float, reads: int, is_reached: bool
+) -> None:
+    assert Goal(10, 100).is_reached(seconds, reads) == is_reached
+
+
+def test_a_soak_in_which_nobody_reads_any_more_ends() -> None:
+    goal = Goal(10, 100)
+    assert not goal.is_reached(30, 50)
+    assert not goal.is_reached(90, 50)
+    assert goal.is_reached(91, 50)
+
+
+def test_a_soak_with_fewer_reads_than_were_asked_for_has_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    board = Board(Context, 1, ["one"])
+    for name in ("reads", "asked", "hits"):
+        board.add(0, name, 99)
+    vandal: Any = SimpleNamespace(done={})
+    for reads, code in ((99, 0), (100, 1)):
+        options = argparse.Namespace(reads=reads, pooled=False)
+        assert report(options, board, vandal, 1, {}) == code
+    assert "it ended too early: 1 reads are missing" in capsys.readouterr().out
 
 
 @pytest.mark.slow

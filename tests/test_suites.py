@@ -92,6 +92,39 @@ def test_an_explanation_holds_for_what_it_names(explanation: Explanation, explai
     assert bool(verdict.explained) == explains != bool(verdict.unexplained)
 
 
+@pytest.mark.parametrize(
+    ("explanation", "is_unused"),
+    [
+        (Explanation("django", "app.tests.B.*", "why"), True),
+        (Explanation("django", "app.tests.[AB].*", "why"), False),
+        (Explanation("django", "app.tests.A.*", "why", message="^Key"), True),
+        (Explanation("django", "app.tests.B.*", "why", sometimes=True), False),
+        (Explanation("django", "app.tests.C.*", "why"), False),
+        (Explanation("treebeard", "app.tests.B.*", "why"), False),
+        (Explanation("django", "app.tests.B.*", "why", runs=("verifying",)), False),
+        (Explanation("django", "app.tests.B.*", "why", stacks=("postgresql",)), False),
+    ],
+    ids=[
+        *("no difference", "one of its tests", "another message", "sometimes", "not run"),
+        *("another suite", "another run", "another stack"),
+    ],
+)
+def test_an_explanation_whose_tests_were_run_and_that_explains_nothing_is_told(
+    explanation: Explanation, is_unused: bool
+) -> None:
+    ran = ["app.tests.A.test_it", "app.tests.B.test_it"]
+    found = difference("IndexError: x")
+    verdict = Verdict.of([found], [explanation], "django", "sqlite", "serving", ran)
+    assert verdict.unused == [explanation] * is_unused
+
+
+def test_of_two_explanations_of_one_difference_both_are_used() -> None:
+    known = [KNOWN, Explanation("django", "app.tests.A.test_it", "why")]
+    ran = ["app.tests.A.test_it"]
+    verdict = Verdict.of([difference()], known, "django", "sqlite", "serving", ran)
+    assert verdict.unused == []
+
+
 def test_the_reviewed_list_can_be_read() -> None:
     explanations()
 
@@ -267,6 +300,20 @@ def test_a_suite_without_fault_passes(
     assert program.main(["django", "--stack", "sqlite"]) == 0
     assert program.main(["django", "--stack", "sqlite", "--in-transactions"]) == 1
     assert "No hit: this run says nothing." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_explanation_that_explains_nothing_is_a_failure_where_that_is_asked_for(
+    sample: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "DJANGO", SAMPLE)
+    entry = Explanation("sample", "sample.tests.Tests.test_passes", "why")
+    monkeypatch.setattr(program, "explanations", lambda: [entry])
+    arguments = ["django", "--stack", "sqlite", "--run", "serving"]
+    assert program.main(arguments) == 0
+    told = "explains nothing (differences.toml): sample.tests.Tests.test_passes"
+    assert told in capsys.readouterr().out
+    assert program.main([*arguments, "--strict"]) == 1
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="in so many processes")
     parser.add_argument("--mutant", metavar="NAME", help="take this device away; '?' lists them")
     parser.add_argument(
-        "--policy", choices=["raise", "open"], default="raise", help="ON_CACHE_FAILURE"
+        "--policy", choices=["raise", "fence", "open"], default="raise", help="ON_CACHE_FAILURE"
     )
     options = parser.parse_args()
     _set_up()
@@ -54,9 +54,9 @@ def _set_up() -> None:
 
 
 def _mutants() -> dict[str, Any]:
-    from tests.simulation.mutants import MUTANTS, OPEN_MUTANTS
+    from tests.simulation.mutants import FENCE_MUTANTS, MUTANTS, OPEN_MUTANTS
 
-    return {**MUTANTS, **OPEN_MUTANTS}
+    return {**MUTANTS, **OPEN_MUTANTS, **FENCE_MUTANTS}
 
 
 @contextlib.contextmanager

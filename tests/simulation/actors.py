@@ -67,14 +67,15 @@ class Session:
         """An answer is true if the database gave it at some moment since the read began.
 
         With the policy "open" it may also miss commits that could not be announced, except for
-        those of its own process: `least` is what it must not miss.
+        those of its own process; with "fence", those that have just been made. `least` is what it
+        must not miss.
         """
         driver, states = self.connection.connection, self.world.database.states
         pending = driver.pending if driver is not None else {}
         possible = states[begin:]
         if driver is not None and driver.snapshot is not None:
             possible = [driver.snapshot]
-        may_miss = self.world.policy == "open" and not pending and possible == states[begin:]
+        may_miss = self.world.policy != "raise" and not pending and possible == states[begin:]
         if may_miss and question.is_answered(rows, least, states[-1]):
             return
         if not any(rows == [question.answer(state, pending)] for state in possible):

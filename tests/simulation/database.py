@@ -15,7 +15,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models.sql import Query, UpdateQuery
 from psycopg import IsolationLevel
 
-from ormcache import access, overdue
+from ormcache import access, fence, fence_rows, overdue
 from tests.models import Continent, Country
 
 if TYPE_CHECKING:
@@ -89,10 +89,14 @@ UPDATES = (_update(Continent), _update(Country))
 WRITES = tuple(f'UPDATE "{table}" SET "name" = %s WHERE "id" = 1' for table in TABLES)
 
 
+Row = tuple[int, str, float]
+"""Of the fence: id, name of a table and time."""
+
+
 class Commit:
     """One that was sent and whose end is not known; it lasts no longer than is assumed."""
 
-    __slots__ = ("deadline", "is_announced", "is_orphan", "number", "process", "tables")
+    __slots__ = ("deadline", "is_announced", "is_orphan", "number", "process", "rows", "tables")
 
     def __init__(
         self, process: Any, tables: tuple[int, ...], deadline: float, is_announced: bool
@@ -101,6 +105,8 @@ class Commit:
         self.is_announced = is_announced
         self.tables = tables
         self.deadline = deadline
+        self.rows: list[Row] = []
+        """Of the fence."""
         self.number: int | None = None
         """The id of the transaction, once it has one."""
         self.is_orphan = False
@@ -114,6 +120,9 @@ class Database:
         self.world = world
         self.states: list[State] = [BEGINNING]
         self.commits: list[Commit] = []
+        self.fence: list[Row] = []
+        """The rows of `ormcache_fence` that are committed."""
+        self.next_row = 1
         self._last = self._last_over = 700
         self._running: set[int] = set()
 
@@ -141,20 +150,23 @@ class Database:
 
     # --- commits ---------------------------------------------------------------------------
 
-    def begin(self, tables: tuple[int, ...], number: int | None) -> Commit:
+    def begin(self, tables: tuple[int, ...], number: int | None, rows: list[Row]) -> Commit:
         """``number``: its id; without one, it is a statement in autocommit."""
         world = self.world
         deadline = world.now + world.ASSUMED * world.LEASE
         if number is not None and world.is_patient:
             deadline = float("inf")
-        commit = Commit(world.process, tables, deadline, world.is_announced())
+        is_announced = not rows if world.policy == "fence" else world.is_announced()
+        commit = Commit(world.process, tables, deadline, is_announced)
         commit.number = number
+        commit.rows = rows
         self.commits.append(commit)
         return commit
 
     def apply(self, commit: Commit) -> None:
         last = self.states[-1]
         self.states.append(tuple(n + (i in commit.tables) for i, n in enumerate(last)))
+        self.fence += commit.rows
         self.commits.remove(commit)
         self.is_over(commit.number)
         self.world.committed(commit)
@@ -191,6 +203,10 @@ class Driver:
         """The id of the transaction, if it has written."""
         self.pending: dict[int, int] = {}
         """By table: how many writes are not committed."""
+        self.rows: list[Row] = []
+        """Of the fence, that are not committed."""
+        self.is_block = False
+        """Whether a transaction was begun by hand."""
         self.snapshot: State | None = None
         self.selects = 0
 
@@ -201,6 +217,7 @@ class Driver:
         self.world.database.is_over(self.number)
         self.number = None
         self.pending, self.snapshot, self.info.transaction_status = {}, None, 0
+        self.rows, self.is_block = [], False
 
     def commit(self) -> None:
         pending = tuple(self.pending)
@@ -221,7 +238,7 @@ class Driver:
     def publish(self, tables: tuple[int, ...]) -> None:
         """Commit; the client waits before it is sent, until it is applied, and for the answer."""
         world = self.world
-        commit = world.database.begin(tables, self.number)
+        commit = world.database.begin(tables, self.number, [*self.rows])
         # From now on it is the commit's.
         self.number = None
         is_sent = False
@@ -262,6 +279,10 @@ class Driver:
         return self.snapshot
 
 
+_EXISTS = fence_rows._EXISTS["postgresql"]
+_ANNOUNCE = f"INSERT INTO {fence_rows.TABLE} "
+_REMOVE = f"SET LOCAL lock_timeout = 50; DELETE FROM {fence_rows.TABLE} WHERE id IN "
+_BLOCKS = ("BEGIN", "COMMIT", "ROLLBACK")
 _NEW_ID = overdue._HORIZON
 _IDS = frozenset({_NEW_ID, overdue._OLDEST, END_OF_SNAPSHOT})
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK TO")
@@ -302,7 +323,7 @@ class Cursor:
 
     def __init__(self, driver: Driver) -> None:
         self.connection = driver
-        self._rows: list[tuple[str, ...]] = []
+        self._rows: list[tuple[Any, ...]] = []
 
     def execute(self, sql: str, params: Any = None) -> None:
         driver = self.connection
@@ -312,11 +333,18 @@ class Cursor:
             self._rows = [(str(world.database.tell_id(sql)),)]
             world.scheduler.pause()
             return
-        meaning = _meaning(sql)
         if driver.closed:
             raise psycopg.OperationalError("the connection is closed")
-        if not driver.autocommit:
+        if sql in _BLOCKS:
+            self._block(sql)
+            return
+        is_inside = driver.is_block or not driver.autocommit
+        if is_inside:
             driver.info.transaction_status = 2
+        if fence_rows.TABLE in sql:
+            self._fence(sql, params)
+            return
+        meaning = _meaning(sql)
         if isinstance(meaning, list):
             driver.state()
             self._rows = list(meaning)
@@ -328,7 +356,7 @@ class Cursor:
             if world.trace is not None:
                 world.say(f"asks the database: {self._rows[0]}")
             world.pause_where_it_matters()
-        elif driver.autocommit:
+        elif not is_inside:
             driver.publish((meaning,))
         else:
             world.scheduler.pause()
@@ -336,7 +364,40 @@ class Cursor:
             driver.number = driver.number or world.database.give_id()
             driver.pending[meaning] = driver.pending.get(meaning, 0) + 1
 
-    def fetchmany(self, size: int | None = None) -> list[tuple[str, ...]]:
+    def _block(self, sql: str) -> None:
+        """What begins or ends a transaction by hand."""
+        driver = self.connection
+        driver.world.scheduler.pause()
+        if sql == "BEGIN":
+            driver.is_block, driver.info.transaction_status = True, 2
+        elif sql == "COMMIT":
+            driver.commit()
+        else:
+            driver.rollback()
+
+    def _fence(self, sql: str, params: Any) -> None:
+        """What is asked of the table of the fence, and told to it."""
+        driver = self.connection
+        world, database = driver.world, driver.world.database
+        world.scheduler.pause()
+        if sql == _EXISTS:
+            self._rows = [(1, True)]
+        elif sql == fence._ROWS:
+            self._rows = [*database.fence, *driver.rows]
+            if world.trace is not None:
+                world.say(f"looks into the fence: {[row[1] for row in self._rows]}")
+        elif sql.startswith(_ANNOUNCE):
+            driver.number = driver.number or database.give_id()
+            for name in params:
+                # Ids are given out here, so they are committed in any order.
+                driver.rows.append((database.next_row, name, world.now))
+                database.next_row += 1
+        else:
+            ids = {int(number) for number in sql.removeprefix(_REMOVE).strip("()").split(", ")}
+            database.fence = [row for row in database.fence if row[0] not in ids]
+        world.scheduler.pause()
+
+    def fetchmany(self, size: int | None = None) -> list[tuple[Any, ...]]:
         rows, self._rows = self._rows, []
         return rows
 

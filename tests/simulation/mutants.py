@@ -15,7 +15,10 @@ from unittest import mock
 from ormcache import (
     brackets,
     bursts,
+    conf,
     debts,
+    fence,
+    fence_rows,
     flights,
     leases,
     overdue,
@@ -247,3 +250,16 @@ OPEN_MUTANTS: dict[str, Mutant] = {
     ),
 }
 """Those of the policy "open"."""
+
+FENCE_MUTANTS: dict[str, Mutant] = {
+    "nobody looks into the fence": _patch(fence, "why_not_trust", lambda *args, **kwargs: None),
+    "a look is believed for a minute": _patch(conf, "DEFAULT_FENCE", 60.0),
+    "rows are removed without telling the cache": _patch(
+        fence, "_tell", lambda route, names: True
+    ),
+    "no row is written": _patch(fence_rows, "insert", lambda connection, tables: None),
+    "the process that wrote waits for the next look": OPEN_MUTANTS[
+        "unannounced writes are forgotten"
+    ],
+}
+"""Those of the policy "fence"."""

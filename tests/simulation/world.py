@@ -26,6 +26,7 @@ from ormcache import (
     catalog,
     connection_state,
     debts,
+    fence,
     flights,
     leases,
     overdue,
@@ -112,6 +113,8 @@ class Process:
         self.catalog_breakers: dict[str, Any] = {}
         self.overdue_tried: dict[str, float] = {}
         self.overdue_breakers: dict[str, Any] = {}
+        self.looks: dict[Any, Any] = {}
+        self.fence_breakers: dict[str, Any] = {}
         self.floor = list(BEGINNING)
         """For each table, its last commit that the cache was not told of."""
         self.is_renewing = False
@@ -150,6 +153,8 @@ class Process:
         catalog._breakers = self.catalog_breakers
         overdue._tried = self.overdue_tried
         overdue._breakers = self.overdue_breakers
+        fence._looks = self.looks
+        fence._breakers = self.fence_breakers
         flushing.flusher = self.flusher  # type: ignore[assignment]
 
 
@@ -187,6 +192,12 @@ _PROFILES = (
     ),
 )
 
+_CUT_OFF = Profile("cut off", (*_NETWORK, "pass_time", "pass_time"), 0.3, 9)
+"""Whoever is cut off writes all the same, and the others look in time or not."""
+_FENCE_PROFILES = (*_PROFILES, *[_CUT_OFF] * 5)
+_STEPS = (0.05, 0.2, 0.35, 0.5, 1.1)
+"""How much time passes at once, in leases."""
+_SMALL_STEPS = (0.02, 0.05, 0.08, 0.11)
 _STALLS = (0.0, 0.0, 0.06, 0.15)
 """How likely it is at each step that an actor is held up: long enough for others to do much."""
 
@@ -208,6 +219,8 @@ class World:
     LEASE = 10.0
     ASSUMED = 0.6
     """A COMMIT takes effect within so many leases of the last look at the clock."""
+    HEARD = 1.05
+    """Seconds after which a commit that went by the fence is heard of: `FENCE` by a slow clock."""
 
     def __init__(self, policy: str = "raise") -> None:
         self.policy = policy
@@ -241,7 +254,7 @@ class World:
         if self.observer is not None and self.random() < chance:
             self.observer.look(self.questions)
 
-    # --- the policy "open" ---------------------------------------------------------------
+    # --- the policies "open" and "fence" -----------------------------------------------------
 
     def is_announced(self) -> bool:
         """Whether the cache was told of the commit that the actor is about to send."""
@@ -256,15 +269,22 @@ class World:
         for table in commit.tables:
             if commit.is_announced:
                 self.floor[table] = latest[table]
-            elif commit.is_orphan:
+                continue
+            if self.policy == "fence":
+                self.fenced.append((self.now, table, latest[table]))
+            if not commit.is_orphan:
+                commit.process.floor[table] = latest[table]
+            elif self.policy == "open":
                 # Its process does not know of it, and nobody else does.
                 self._is_debt_lost = True
-            else:
-                commit.process.floor[table] = latest[table]
 
     def least(self, process: Process) -> tuple[int, ...]:
         """For each table, the commit that no answer to this process may be older than."""
-        return tuple(map(max, self.floor, process.floor))
+        heard = list(BEGINNING)
+        for at, table, version in self.fenced:
+            if at < self.now - self.HEARD:
+                heard[table] = max(heard[table], version)
+        return tuple(map(max, self.floor, process.floor, heard))
 
     # --- setting up ----------------------------------------------------------------------
 
@@ -280,7 +300,7 @@ class World:
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(_untraced())
-            for module in (brackets, bursts, debts, leases, breaker, overdue):
+            for module in (brackets, bursts, debts, fence, leases, breaker, overdue):
                 stack.enter_context(mock.patch.object(module, "time", clock))
             stack.enter_context(mock.patch.object(transaction, "get_connection", connection_of))
             # Nothing of this is left when the tests end.
@@ -306,6 +326,7 @@ class World:
                 (stores, ("_stores", "_breakers")),
                 (catalog, ("_known", "_breakers")),
                 (overdue, ("_tried", "_breakers")),
+                (fence, ("_looks", "_breakers")),
                 (flushing, ("flusher",)),
             ):
                 for name in names:
@@ -372,6 +393,8 @@ class World:
         """For each table, the last commit that was announced."""
         self._unannounced: set[Any] = set()
         self._is_debt_lost = False
+        self.fenced: list[tuple[float, int, int]] = []
+        """When a commit went by the fence, its table, and how many that has seen with it."""
         # Most schedules are about one table, so that actors meet.
         is_narrow = rng.random() < 0.6
         self.questions = QUESTIONS[:2] if is_narrow else QUESTIONS
@@ -432,7 +455,8 @@ class World:
         major = _MAJORS[int(rng.random() * len(_MAJORS))]
         data = self._warm[major].data
         self._begin(rng, major, data[int(rng.random() * len(data))])
-        self.profile = _PROFILES[int(rng.random() * len(_PROFILES))]
+        profiles = _FENCE_PROFILES if self.policy == "fence" else _PROFILES
+        self.profile = profiles[int(rng.random() * len(profiles))]
         # Long after what the servers hold was made.
         self.now = 10_000.0
         self.rate = 1 + (rng.random() - 0.5) / 25
@@ -561,7 +585,7 @@ class World:
         self._enter(self.processes[0])
         self.tell("the end")
         self.observer.look(QUESTIONS)
-        if self.policy == "open" and not self._is_debt_lost:
+        if self.policy != "raise" and not self._is_debt_lost:
             self._settle()
         if self.random() < 0.05:
             self._recover()
@@ -716,7 +740,8 @@ class World:
         self.primary.clock -= self.random() * self.LEASE
 
     def _pass_time(self) -> bool:
-        step = (0.05, 0.2, 0.35, 0.5, 1.1)[int(self.random() * 5)] * self.LEASE
+        steps = _SMALL_STEPS if self.profile is _CUT_OFF else _STEPS
+        step = steps[int(self.random() * len(steps))] * self.LEASE
         for commit in self.database.commits:
             step = min(step, commit.deadline - self.now)
         if step <= 0:

@@ -17,6 +17,8 @@ from tests.soak.board import Board
 from tests.soak.vandal import Redis, Vandal
 
 REPORT_SECONDS = 10
+PATIENCE = 60
+"""Seconds without a read after which no more are waited for."""
 
 
 class Workers:
@@ -63,6 +65,9 @@ class Workers:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument(
+        "--reads", type=int, default=0, help="go on after that until so many reads were made"
+    )
     parser.add_argument(
         "--pooled", action="store_true", help="threads behind PgBouncer and psycopg's pool"
     )
@@ -155,12 +160,13 @@ def soak(options: argparse.Namespace, board: Board, workers: Workers, vandal: Va
     while not board.total("reads") and time.monotonic() < patience:
         time.sleep(0.02)
         workers.replace_the_dead()
+    goal = Goal(options.seconds, options.reads)
     begun = reported = time.monotonic()
     chance = random.Random(options.seed)
     next_deed = begun + 2
     # Interrupted, it tells what it has found so far.
     with contextlib.suppress(KeyboardInterrupt):
-        while (now := time.monotonic()) < begun + options.seconds:
+        while not goal.is_reached((now := time.monotonic()) - begun, board.total("reads")):
             time.sleep(0.02)
             vandal.wake()
             workers.replace_the_dead()
@@ -174,6 +180,21 @@ def soak(options: argparse.Namespace, board: Board, workers: Workers, vandal: Va
     vandal.wake(everybody=True)
     workers.end()
     return seconds
+
+
+class Goal:
+    """How long a soak goes on: for so many seconds, and until so many reads were made."""
+
+    def __init__(self, seconds: float, reads: int) -> None:
+        self._seconds, self._reads = seconds, reads
+        self._latest = (0, 0.0)
+
+    def is_reached(self, seconds: float, reads: int) -> bool:
+        """Whether it is after so many seconds; also if nobody reads any more."""
+        if reads != self._latest[0]:
+            self._latest = (reads, seconds)
+        is_stuck = seconds - self._latest[1] > PATIENCE
+        return seconds >= self._seconds and (reads >= self._reads or is_stuck)
 
 
 def line(options: argparse.Namespace, board: Board, seconds: float) -> str:
@@ -220,7 +241,10 @@ def report(
         print(f"rows that the database has lost, so that nothing is proved: {lost}")
     is_wrong = lost or any(map(board.total, ("stale", "mismatches", "unexpected")))
     has_shown = board.total("verified" if options.pooled else "hits")
-    return 1 if is_wrong or not has_shown else 0
+    missing = options.reads - board.total("reads")
+    if missing > 0:
+        print(f"it ended too early: {missing:,} reads are missing")
+    return 1 if is_wrong or not has_shown or missing > 0 else 0
 
 
 if __name__ == "__main__":

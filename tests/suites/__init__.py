@@ -15,7 +15,9 @@ transaction that is rolled back. So the tests are run as on a database without t
 they write is committed, and deleted when they end (`--in-transactions` leaves them alone).
 
 While serving, a test that counts queries finds fewer. That is told from its message. Any other
-difference has to be explained in `differences.toml`, where somebody has looked at it.
+difference has to be explained in `differences.toml`, where somebody has looked at it. An entry
+that explains nothing, on a stack and in a run that it names, though tests that it names were run,
+is told; with `--strict` it is a failure.
 
 `inside` is what runs in the process of a suite.
 """

@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in options.run or RUNS[1:]:
                 verdict = _judge(suite, stack, name, outcomes, known)
                 good = good and not verdict.unexplained and not outcomes[name].mismatches
+                # In transactions hardly anything is cached, and so hardly anything differs.
+                if verdict.unused and not options.in_transactions:
+                    for explanation in verdict.unused:
+                        print(f"  explains nothing (differences.toml): {explanation.test}")
+                    good = good and not options.strict
                 if not outcomes[name].hits:
                     print("  No hit: this run says nothing.")
                     good = False
@@ -59,7 +64,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--in-transactions", action="store_true")
     parser.add_argument("--together", type=int, default=2, help="how many runs at once")
     parser.add_argument("--logs", type=Path, help="a folder for what the runs print")
-    parser.add_argument("--strict", action="store_true", help="a missing server is a failure")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="a missing server is a failure, and so is an explanation that explains nothing",
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -71,7 +80,9 @@ def _judge(
     known: Sequence[Explanation],
 ) -> Verdict:
     without, found = outcomes["without"], outcomes[name]
-    verdict = Verdict.of(differences(without, found), known, suite.name, stack.name, name)
+    verdict = Verdict.of(
+        differences(without, found), known, suite.name, stack.name, name, without.tests
+    )
     print(f"=== {suite.name} {suite.source.version} on {stack.name}, {name}")
     print(f"  without: {without.summary()}")
     print(f"  with:    {found.summary()}")

@@ -5,7 +5,7 @@ import fnmatch
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,13 +113,20 @@ class Explanation:
     stacks: tuple[str, ...] = ("sqlite", "postgresql")
     message: str = ""
     """What the test says with ormcache, as a regular expression."""
+    sometimes: bool = False
+    """Whether the tests may just as well end as they do without: it depends on the machine."""
 
-    def explains(self, difference: Difference, suite: str, stack: str, run: str) -> bool:
+    def is_about(self, test: str, suite: str, stack: str, run: str) -> bool:
         return (
             suite == self.suite
             and stack in self.stacks
             and run in self.runs
-            and fnmatch.fnmatchcase(difference.test, self.test)
+            and fnmatch.fnmatchcase(test, self.test)
+        )
+
+    def explains(self, difference: Difference, suite: str, stack: str, run: str) -> bool:
+        return (
+            self.is_about(difference.test, suite, stack, run)
             and re.search(self.message, difference.with_ormcache.message) is not None
         )
 
@@ -153,6 +160,8 @@ class Verdict(NamedTuple):
     explained: list[tuple[Difference, Explanation]]
     fewer_queries: list[Difference]
     unexplained: list[Difference]
+    unused: list[Explanation]
+    """Those that have explained nothing though their tests were run. They could hide a bug."""
 
     @classmethod
     def of(
@@ -162,15 +171,28 @@ class Verdict(NamedTuple):
         suite: str,
         stack: str,
         run: str,
+        tests: Collection[str] = (),
     ) -> "Verdict":
-        """Sort the differences of one run by whether somebody has explained them."""
-        verdict = cls([], [], [])
+        """Sort the differences of one run by whether somebody has explained them.
+
+        `tests` are all that were run.
+        """
+        unused = {
+            explanation: None
+            for explanation in known
+            if not explanation.sometimes
+            and any(explanation.is_about(test, suite, stack, run) for test in tests)
+        }
+        verdict = cls([], [], [], [])
         for difference in found:
             matching = [e for e in known if e.explains(difference, suite, stack, run)]
+            for explanation in matching:
+                unused.pop(explanation, None)
             if matching:
                 verdict.explained.append((difference, matching[0]))
             elif run == "serving" and difference.counts_queries:
                 verdict.fewer_queries.append(difference)
             else:
                 verdict.unexplained.append(difference)
+        verdict.unused.extend(unused)
         return verdict
