@@ -27,7 +27,7 @@ from tests.watching import Watch
 def judged(queryset: Any, using: str, **options: Any) -> tuple[Reason | None, str]:
     """Why the query must not be cached."""
     compiler = queryset.query.get_compiler(using)
-    text, _, recorded, handwritten = tables.compile_query(compiler)
+    text, _, recorded, handwritten, _ = tables.compile_query(compiler)
     vendor = compiler.connection.vendor
     facts = tables.facts(text, recorded, handwritten, vendor, conf.Settings(**options))
     return facts.reason, facts.detail
