@@ -21,6 +21,7 @@ from ormcache.connection_state import (
     ConnectionState,
     in_transaction,
     is_aborted,
+    is_begun_unseen,
     is_executing,
     is_open,
     is_pipelined,
@@ -378,7 +379,11 @@ def _bracket(route: Route, tables: Iterable[str], is_transaction: bool = False) 
 
 def may_expect(connection: Any, state: ConnectionState) -> bool:
     """Whether :func:`expecting` may be called, and would gain anything."""
-    return state.expected is None and not in_transaction(connection, state)
+    return (
+        state.expected is None
+        and not in_transaction(connection, state)
+        and not is_begun_unseen(connection)
+    )
 
 
 def expecting(

@@ -35,7 +35,8 @@ class disabled:
         _disabled.set(_disabled.get() + 1)
 
     def __exit__(self, *exc_info: object) -> None:
-        _disabled.set(_disabled.get() - 1)
+        # Left in another task than it was entered in: that block is not counted here.
+        _disabled.set(max(0, _disabled.get() - 1))
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -93,6 +94,6 @@ def why_bypassed() -> Reason | None:
     """Why reads in this place go to the database, or None."""
     if _feeding.depth:
         return Reason.FEEDS_WRITE
-    if _disabled.get():
+    if _disabled.get() > 0:
         return Reason.DISABLED
     return None

@@ -22,6 +22,7 @@ from ormcache.sessions import Told
 from ormcache.stores import generation
 
 _ATTRIBUTE = "_ormcache"
+_IN_TRANSACTION = (2, 3)
 
 
 class ConnectionState:
@@ -47,6 +48,7 @@ class ConnectionState:
         "search_path",
         "session",
         "takes_snapshots",
+        "unseen",
         "until_end",
     )
 
@@ -61,6 +63,9 @@ class ConnectionState:
         """A bracket announced ahead of its statement, see :func:`ormcache.brackets.expecting`."""
         self.afterwards: Callable[[], None] | None = None
         """What is left to be done when the connection is in autocommit again. Raises nothing."""
+        self.unseen: list[Any] = []
+        """Brackets of what was written in a transaction that the driver began, see
+        :mod:`ormcache.unseen`."""
         self.migrating = False
         """Whether a migration is under way, through whatever number of sessions."""
         self._route: Route | None = None
@@ -213,6 +218,29 @@ def is_open(connection: Any) -> bool | None:
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
     # libpq: 0 is idle, 4 is a connection that was lost.
     return None if status is None or status == 4 else status != 0
+
+
+def is_begun_unseen(connection: Any) -> bool:
+    """Whether a transaction is open, given that :func:`in_transaction` knows of none.
+
+    Then somebody has called the driver past Django's cursor. MySQL's does not tell. Asked for each
+    read and write in autocommit, and so without the objects that :func:`is_open` takes.
+    """
+    driver = connection.connection
+    if driver is None:
+        return False
+    if connection.vendor == "sqlite":
+        try:
+            return bool(driver.in_transaction)
+        except Exception:
+            # It was closed: the next statement will tell.
+            return False
+    pgconn = getattr(driver, "pgconn", None)
+    if pgconn is None:
+        # psycopg2
+        pgconn = getattr(driver, "info", None)
+    # libpq: 2 is in a transaction, 3 in one that has failed. 1 is at work, perhaps in a pipeline.
+    return getattr(pgconn, "transaction_status", None) in _IN_TRANSACTION
 
 
 def is_executing(connection: Any) -> bool:

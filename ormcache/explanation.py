@@ -7,7 +7,7 @@ from typing import Any
 
 from django import db
 from django.core.exceptions import EmptyResultSet
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.models.query import RawQuerySet
 from django.db.models.sql.constants import MULTI
 
@@ -108,7 +108,12 @@ def explain(
             reason = snapshots.why_not_read(connection, state)
     plan = plans.Plan()
     try:
-        plan = plans.make_plan(compiler, MULTI, state, route, settings)
+        try:
+            plan = plans.make_plan(compiler, MULTI, state, route, settings)
+        except transaction.TransactionManagementError:
+            # Outside of a transaction Django refuses to compile it with its locks.
+            compiler.query.select_for_update = False
+            plan = plans.make_plan(compiler, MULTI, state, route, settings)
         reason = reason or plan.reason
         # A query of a known shape was not compiled yet.
         plan = plans.complete(compiler, plan, settings)

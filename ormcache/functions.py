@@ -60,7 +60,7 @@ _POSTGRESQL = frozenset(
     strict_word_similarity string_agg string_to_array strip strpos svals tanh time timestamp
     timestamptz timezone to_ascii to_char to_date to_hex to_json to_jsonb to_number to_timestamp
     to_tsquery to_tsvector translate treat trim_array trim_scale trunc ts_delete ts_filter
-    ts_headline ts_rank ts_rank_cd ts_rewrite tsmultirange tsquery_phrase tsrange tstzmultirange
+    ts_headline ts_rank ts_rank_cd tsmultirange tsquery_phrase tsrange tstzmultirange
     tstzrange tsvector_to_array unaccent unnest upper_inc upper_inf uuid_extract_timestamp
     uuid_extract_version variance websearch_to_tsquery width width_bucket word_similarity xmlagg
     xmlconcat xmlelement xmlforest xpath xpath_exists

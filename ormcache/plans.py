@@ -90,11 +90,14 @@ def make_plan(
 
 def _compile(compiler: Any, settings: Settings) -> Plan:
     """Compile the query; its tables, or the reason why no query with this text is cached."""
-    text, params, recorded, handwritten = tables.compile_query(compiler)
+    text, params, recorded, handwritten, cast = tables.compile_query(compiler)
     if not text:
         raise EmptyResultSet
     vendor = compiler.connection.vendor
     facts = tables.facts(text, recorded, handwritten, vendor, settings)
+    if cast and facts.reason is None:
+        # The text alone, of which facts are kept, does not tell the types of columns.
+        facts = facts._replace(reason=Reason.NON_DETERMINISTIC, detail=cast)
     return Plan(
         text,
         params,

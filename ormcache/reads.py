@@ -20,6 +20,7 @@ from ormcache import (
     plans,
     replicas,
     snapshots,
+    unseen,
     verification,
 )
 from ormcache.access import check_access
@@ -78,6 +79,8 @@ def execute_sql(
         answer = run()
         if lookup.reason is Reason.OVERDUE:
             overdue.settle(connection, route, plan.registers)
+        elif lookup.reason is Reason.BUSY and unseen.held:
+            unseen.sweep()
         _report(compiler, "skip", lookup.reason, plan)
         return answer
     is_single = result_type == SINGLE
@@ -148,6 +151,8 @@ def _where(
         return route, Reason.NO_CACHE
     if snapshots.prepare_session(connection):
         route = state.route(connection, settings)
+    if state.unseen:
+        unseen.settle(connection, state)
     return route, snapshots.why_not_read(connection, state)
 
 

@@ -117,6 +117,11 @@ class Reason(str, enum.Enum):
         "The transaction reads from a snapshot (REPEATABLE READ and above, or SQLite), or a "
         "cursor of this SQLite connection has rows left.",
     )
+    UNSEEN = (
+        "transaction begun past Django",
+        "A transaction was begun with a method of the driver, of which ormcache does not see the "
+        "end; it reads from the database. atomic() does not have to.",
+    )
     LOCKED = (
         "transaction holds locks",
         "The transaction has taken explicit locks; it reads from the database until it ends.",

@@ -31,7 +31,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.core.exceptions import EmptyResultSet, FieldDoesNotExist, FullResultSet
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import (
     Avg,
@@ -44,6 +44,7 @@ from django.db.models import (
     Sum,
     Value,
 )
+from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import Col, OrderBy, Ref, Star
 from django.db.models.fields.related_lookups import RelatedLookupMixin
 from django.db.models.lookups import BuiltinLookup, Exact, Lookup
@@ -67,6 +68,8 @@ _PLAIN = frozenset(
 _LARGE = 1 << 64
 # A query of more conditions will hardly be met again, and its shape takes much memory.
 _CONDITIONS_LIMIT = 100
+# How often an order may lead from the ordering of one model to that of the next.
+_DEPTH_LIMIT = 4
 _AGGREGATES = frozenset({Avg, Count, Max, Min, Sum})
 # What the compiler leaves behind for those who read its rows.
 _COMPILED = ("select", "klass_info", "annotation_col_map", "col_count", "has_extra_select")
@@ -462,9 +465,66 @@ def _options(query: Any) -> tuple[Any, ...]:
     """What is asked of the model's Meta; some change it while the process runs."""
     options = query.model._meta
     if query.order_by or not query.default_ordering:
-        return (options.db_table,)
+        if not query.order_by:
+            return (options.db_table,)
+        return (options.db_table, *_met(options, query.order_by))
     # Django takes None for none.
-    return (options.db_table, *(options.ordering or ()))
+    ordering = options.ordering or ()
+    return (options.db_table, *ordering, *_met(options, ordering))
+
+
+def _met(options: Any, ordering: Iterable[Any], depth: int = 0) -> list[Any]:
+    """What an order asks of the Meta of other models: their tables, and their own ordering.
+
+    Django follows that where an order names a relation and no column.
+    """
+    found: list[Any] = []
+    for name in ordering:
+        path = _followed(options, name) if type(name) is str else ()
+        if not path:
+            continue
+        if depth > _DEPTH_LIMIT:
+            # Perhaps in circles, which Django refuses.
+            raise _NoShape
+        *_, (last, is_ordered) = path
+        found.extend(other.db_table for other, _ in path)
+        if is_ordered:
+            follows = last.ordering or ()
+            found.extend((tuple(follows), *_met(last, follows, depth + 1)))
+    return found
+
+
+_paths: dict[tuple[Any, str], tuple[tuple[Any, bool], ...]] = {}
+_paths_of = -1
+"""The generation of the models that the paths lead through."""
+
+
+def _followed(options: Any, name: str) -> tuple[tuple[Any, bool], ...]:
+    """The Meta of the models to which the name of an order leads, and whether it ends there."""
+    global _paths_of
+    if _paths_of != tables.known.generation:
+        _paths.clear()
+        _paths_of = tables.known.generation
+    path = _paths.get((options, name))
+    if path is None:
+        path = _paths[options, name] = tuple(_follow(options, name.lstrip("-+")))
+    return path
+
+
+def _follow(options: Any, name: str) -> Iterator[tuple[Any, bool]]:
+    pieces = name.split(LOOKUP_SEP)
+    for index, piece in enumerate(pieces):
+        try:
+            field = options.pk if piece == "pk" else options.get_field(piece)
+        except FieldDoesNotExist:
+            # An annotation, a transform, or what Django will complain of.
+            return
+        is_last = index == len(pieces) - 1
+        is_column = is_last and (name == "pk" or getattr(field, "attname", None) == piece)
+        if is_column or not field.is_relation or field.related_model is None:
+            return
+        options = field.related_model._meta
+        yield options, is_last
 
 
 def _sources(query: Any) -> tuple[Any, ...]:

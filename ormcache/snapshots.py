@@ -21,6 +21,7 @@ from ormcache.connection_state import (
     ConnectionState,
     in_transaction,
     is_aborted,
+    is_begun_unseen,
     is_open,
     is_pipelined,
     state_of,
@@ -45,7 +46,8 @@ def why_not_read(connection: Any, state: ConnectionState) -> Reason | None:
     if state.live_cursors:
         return Reason.SNAPSHOT
     if not in_transaction(connection, state):
-        return None
+        # Of a transaction that the driver began, nothing is known but that it is there.
+        return Reason.UNSEEN if is_begun_unseen(connection) else None
     if is_aborted(connection):
         return Reason.BROKEN_TRANSACTION
     return state.until_end or _isolation(connection, state)
@@ -64,7 +66,7 @@ def holds_reads(connection: Any, state: ConnectionState) -> bool:
     ):
         return True
     if not in_transaction(connection, state):
-        return False
+        return is_begun_unseen(connection)
     if is_aborted(connection):
         return True
     return (state.until_end or _isolation(connection, state)) is not None

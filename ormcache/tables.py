@@ -18,7 +18,7 @@ from django.db.models.signals import class_prepared
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere
 
-from ormcache import functions, sql
+from ormcache import casts, functions, sql
 from ormcache.conf import Settings, current
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
@@ -44,6 +44,7 @@ class _Recorder(threading.local):
 
     tables: set[str] | None = None
     handwritten = False
+    queries: list[Any]
 
 
 _recorder = _Recorder()
@@ -54,6 +55,7 @@ def record(query: Any) -> None:
     tables = _recorder.tables
     if tables is None:
         return
+    _recorder.queries.append(query)
     refcount = query.alias_refcount
     for alias, source in query.alias_map.items():
         if refcount[alias]:
@@ -78,21 +80,34 @@ def _is_handwritten(query: Any) -> bool:
     return False
 
 
-def compile_query(compiler: Any) -> tuple[str, tuple[Any, ...], set[str], bool]:
-    """``compiler.as_sql()``, the tables recorded on the way and whether it was hand-written.
+class Compiled(NamedTuple):
+    """What :func:`compile_query` has found."""
 
-    The latter is looked into only where ``CACHE_EXTRA`` asks for it.
+    text: str
+    params: tuple[Any, ...]
+    tables: set[str]
+    handwritten: bool
+    """Whether it has an ``extra()`` or RawSQL: looked into only where ``CACHE_EXTRA`` asks."""
+    cast: str
+    """A cast whose result depends on the moment, see :mod:`ormcache.casts`; or ``""``."""
+
+
+def compile_query(compiler: Any) -> Compiled:
+    """``compiler.as_sql()``, and what was recorded on the way.
 
     Raises what ``as_sql()`` raises: EmptyResultSet for a query that cannot have rows.
     """
-    before = _recorder.tables, _recorder.handwritten
+    before = _recorder.tables, _recorder.handwritten, getattr(_recorder, "queries", [])
     tables: set[str] = set()
-    _recorder.tables, _recorder.handwritten = tables, False
+    # The outermost one may have no FROM clause of its own.
+    queries = [compiler.query]
+    _recorder.tables, _recorder.handwritten, _recorder.queries = tables, False, queries
     try:
         text, params = compiler.as_sql()
-        return text, params, tables, _recorder.handwritten
+        cast = casts.of_moment(queries, text, compiler.connection) if text else ""
+        return Compiled(text, params, tables, _recorder.handwritten, cast)
     finally:
-        _recorder.tables, _recorder.handwritten = before
+        _recorder.tables, _recorder.handwritten, _recorder.queries = before
 
 
 # --- known tables --------------------------------------------------------------------------

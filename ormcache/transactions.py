@@ -11,9 +11,15 @@ from typing import Any
 
 from django import db
 
-from ormcache import brackets, sessions
+from ormcache import brackets, sessions, unseen
 from ormcache.brackets import Bracket, Brackets
-from ormcache.connection_state import ConnectionState, in_transaction, is_aborted, state_of
+from ormcache.connection_state import (
+    ConnectionState,
+    in_transaction,
+    is_aborted,
+    is_begun_unseen,
+    state_of,
+)
 from ormcache.questions import ask
 from ormcache.routers import health
 from ormcache.snapshots import is_undisturbed
@@ -88,6 +94,9 @@ def close(original: Callable[[], None], connection: Any) -> None:
     finally:
         if connection.connection is None or connection.closed_in_transaction:
             state.connected()
+            if state.unseen:
+                # A server that was lost may still be at work on a COMMIT.
+                unseen.left(state, known=connection.vendor == "sqlite")
         if driver is not None:
             sessions.forget(connection.alias, driver)
 
@@ -162,4 +171,7 @@ def touch(connection: Any, tables: Iterable[str]) -> None:
     names = set(tables)
     if in_transaction(connection, state):
         state.wrote(connection, names)
+    elif is_begun_unseen(connection):
+        unseen.hold(connection, state, brackets.announce(connection, state, names))
+        return
     brackets.bracketed(connection, state, names, lambda: None)

@@ -25,9 +25,16 @@ from ormcache import (
     sessions,
     sql,
     tables,
+    unseen,
 )
 from ormcache.conf import Settings, current
-from ormcache.connection_state import ConnectionState, in_transaction, is_open, state_of
+from ormcache.connection_state import (
+    ConnectionState,
+    in_transaction,
+    is_begun_unseen,
+    is_open,
+    state_of,
+)
 from ormcache.cursors import FETCHES
 from ormcache.exceptions import NoFence
 from ormcache.memo import Memo
@@ -322,7 +329,8 @@ class _CopyContext:
 
     def _end(self) -> None:
         if self._bracket is not None:
-            self._bracket.end(known=_is_connected(self._connection))
+            state = state_of(self._connection)
+            _end(self._connection, state, self._bracket, known=_is_connected(self._connection))
             self._bracket = None
 
 
@@ -341,7 +349,7 @@ def _stream(wrapper: Any, method: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _note(wrapper.db, state, effect)
             if bracket is not None:
-                bracket.end(known=_is_connected(wrapper.db))
+                _end(wrapper.db, state, bracket, known=_is_connected(wrapper.db))
 
     return stream
 
@@ -479,7 +487,8 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         if bracket is not None:
             if not kind & Kind.COMMIT:
                 brackets.give_up(connection, error)
-            bracket.end(known=brackets.outcome_is_known(connection, error))
+            known = brackets.outcome_is_known(connection, error)
+            _end(connection, state, bracket, known=known)
         if kind & Kind.COMMIT:
             _note_failed_commit(connection, state)
         raise
@@ -488,11 +497,23 @@ def _apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any
         state.rolled_back(connection)
     _note(connection, state, effect)
     if bracket is not None:
-        bracket.end(known=not (effect.prepares or _is_busy(connection)))
+        known = not (effect.prepares or _is_busy(connection))
+        _end(connection, state, bracket, known=known)
+    if state.unseen:
+        # It may have been the COMMIT.
+        unseen.settle(connection, state)
     return result
 
 
 _Bracket = brackets.Bracket | brackets.Brackets
+
+
+def _end(connection: Any, state: ConnectionState, bracket: _Bracket, *, known: bool) -> None:
+    """End ``bracket``, unless the transaction is still open that its statement was in."""
+    if is_begun_unseen(connection) and not in_transaction(connection, state):
+        unseen.hold(connection, state, bracket)
+    else:
+        bracket.end(known=known)
 
 
 class _Alone:
@@ -562,7 +583,10 @@ def _begin(
     if not affected:
         return None
     fencing: brackets.Fencing | None = None
-    if alone is not None and not was_open:
+    if not was_open and is_begun_unseen(connection):
+        # The row takes part in what the driver has begun, and must not commit it.
+        fencing = brackets.fence_open_transaction(connection, state)
+    elif alone is not None and not was_open:
         fencing = alone.prepare
     elif not registers and kind in _JUST_COMMITS:
         fencing = brackets.fence_open_transaction(connection, state)
@@ -671,3 +695,6 @@ def _note_search_path(connection: Any, state: ConnectionState, effect: Effect) -
         return
     state.search_path, state.path_in_doubt = effect.search_path, False
     state.path_set_here = in_transaction(connection, state)
+    if not state.path_set_here and is_begun_unseen(connection):
+        # Nobody will tell whether it was rolled back.
+        state.session = Reason.SESSION

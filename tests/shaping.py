@@ -67,7 +67,7 @@ def compiled(compiler: Any) -> Compiled:
     )
     untouched.using = compiler.using
     try:
-        sql, params, names, _ = tables.compile_query(compiler)
+        sql, params, names, *_ = tables.compile_query(compiler)
     except EmptyResultSet:
         return Compiled(shape, None, None, frozenset(), None, None, compiler, untouched)
     state = _state(compiler)

@@ -44,6 +44,15 @@ def test_explaining_asks_neither_the_database_nor_stores_anything(
     cached.miss(lambda: list(Author.objects.all()))
 
 
+@on_databases(transaction=True)
+def test_locks_are_named_outside_of_a_transaction(cached: Watch, using: str, cache: str) -> None:
+    """Where Django would refuse to run the query."""
+    found = explain(Author.objects.using(using).select_for_update())
+    assert found.reason is Reason.SELECT_FOR_UPDATE
+    assert found.tables == ("tests_author",)
+    assert "tests_author" in found.sql
+
+
 @on_databases("postgresql", transaction=True)
 @on_caches("redis")
 def test_the_facts_of_a_query(cached: Watch, using: str, cache: str) -> None:

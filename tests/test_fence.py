@@ -359,7 +359,7 @@ def test_nothing_is_asked_in_a_transaction_of_the_driver(
         with session(using):
             rename(using, "new", "tests_author")
         clock.now += 3
-        with fenced.expect(Reason.FENCE):
+        with fenced.expect(Reason.UNSEEN):
             assert names(using)() == ["old"]
     driver.isolation_level = None
     assert fenced.warm(names(using)) == ["new"]

@@ -814,3 +814,25 @@ def test_a_test_case_of_the_user_notices_nothing(
         assert ask(connections[using], "SELECT count(*) FROM ormcache_fence") == [(0,)]
         transaction.set_rollback(True, using)
     assert cached.hit(names(using)) == [OLD]
+
+
+@on_pairs(("default", "redis"), ("postgresql", "redis"), transaction=True)
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_in_a_transaction_of_the_driver_the_row_ends_as_that_does(
+    cached: Watch,
+    using: str,
+    author: Author,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    """It must not be committed with the row, as a statement in autocommit is."""
+    with cut_off(using, monkeypatch):
+        driver = connections[using].connection
+        driver.execute("BEGIN")
+        update(using)
+        assert connection_state.is_open(connections[using])
+        getattr(driver, end)()
+        is_kept = end == "commit"
+        assert ("tests_author" in rows(using)) is is_kept
+        assert names(using)() == [NEW if is_kept else OLD]

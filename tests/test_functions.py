@@ -11,7 +11,7 @@ from typing import Any
 import django
 import pytest
 from django.core.exceptions import FieldError, FullResultSet, ValidationError
-from django.db import DatabaseError, NotSupportedError, models
+from django.db import DatabaseError, NotSupportedError, connections, models
 from django.db.models import Aggregate, Func, Q, Value, Window, aggregates
 from django.db.models import functions as django_functions
 from django.db.models.expressions import RawSQL
@@ -27,7 +27,7 @@ from tests.watching import Watch
 def judged(queryset: Any, using: str, **options: Any) -> tuple[Reason | None, str]:
     """Why the query must not be cached."""
     compiler = queryset.query.get_compiler(using)
-    text, _, recorded, handwritten = tables.compile_query(compiler)
+    text, _, recorded, handwritten, _ = tables.compile_query(compiler)
     vendor = compiler.connection.vendor
     facts = tables.facts(text, recorded, handwritten, vendor, conf.Settings(**options))
     return facts.reason, facts.detail
@@ -403,3 +403,54 @@ def test_reason_does_not_depend_on_the_order_of_names(vendor: str) -> None:
     one = functions.judge(["rand", "now", "zzz"], [], vendor, {})
     other = functions.judge(["zzz", "now", "rand"], [], vendor, {})
     assert one == other == (Reason.NON_DETERMINISTIC, "now")
+
+
+# --- what PostgreSQL says itself -----------------------------------------------------------
+
+# It calls these stable, not immutable: they depend on what is said here.
+STABLE = {
+    "the session's time zone, language and formats, which SET alters": """
+        array_to_json array_to_string concat concat_ws date date_part date_trunc extract format
+        generate_series json_agg json_build_array json_build_object json_object_agg jsonb_agg
+        jsonb_build_array jsonb_build_object make_timestamptz quote_literal quote_nullable
+        row_to_json time timestamp timestamptz timezone to_char to_date to_json to_jsonb to_number
+        to_timestamp
+    """,
+    "the session's text search configuration, and its dictionaries, which DDL alters": """
+        get_current_ts_config phraseto_tsquery plainto_tsquery to_tsquery to_tsvector ts_headline
+        unaccent websearch_to_tsquery
+    """,
+    "the encodings of the database": "convert length",
+}
+
+
+@on_databases("postgresql")
+def test_what_postgresql_calls_volatile_is_not_known_and_what_is_stable_was_looked_at(
+    using: str,
+) -> None:
+    reviewed = {name for names in STABLE.values() for name in names.split()}
+    with connections[using].cursor() as cursor:
+        for extension in ("pg_trgm", "unaccent", "fuzzystrmatch", "pgcrypto", "citext"):
+            cursor.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
+        cursor.execute(
+            "SELECT DISTINCT proname, provolatile FROM pg_proc"
+            " WHERE proname = ANY(%s) AND provolatile <> 'i'",
+            [sorted(functions._KNOWN["postgresql"])],
+        )
+        found = set(cursor.fetchall())
+    assert {name for name, volatile in found if volatile == "v"} == set()
+    assert {name for name, volatile in found if volatile == "s"} - reviewed == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    ts_rewrite ts_stat query_to_xml table_to_xml schema_to_xml cursor_to_xml database_to_xml
+    dblink xpath_table crosstab connectby pg_get_viewdef pg_get_expr currval lastval
+    pg_relation_size pg_table_size to_regclass obj_description col_description
+    has_table_privilege current_setting row_security_active txid_current inet_client_addr
+    pg_backend_pid version set_limit show_limit set_config pg_read_file lo_get
+    """.split(),
+)
+def test_a_function_that_reads_past_its_arguments_is_not_known(name: str) -> None:
+    assert not functions.is_known(name, "postgresql")

@@ -121,6 +121,7 @@ def test_the_reasons() -> None:
         "SELECT_FOR_UPDATE": "locks rows",
         "SESSION": "session was altered",
         "SNAPSHOT": "snapshot transaction",
+        "UNSEEN": "transaction begun past Django",
         "SWITCHED_OFF": "switched off",
         "TOO_LARGE": "result too large",
         "UNKNOWN_FUNCTION": "calls an unknown function",

@@ -55,6 +55,20 @@ def test_a_block_reads_from_the_database_and_then_again_from_the_cache(cached: W
         ask()
 
 
+def test_a_block_that_is_left_in_another_task_switches_nothing_off_there(cached: Watch) -> None:
+    block = disabled()
+
+    async def enter_and_leave() -> None:
+        await asyncio.create_task(block.__aenter__())
+        await block.__aexit__()
+        assert bypasses.why_bypassed() is None
+        async with disabled():
+            assert bypasses.why_bypassed() is OFF
+        assert bypasses.why_bypassed() is None
+
+    run(enter_and_leave())
+
+
 def test_what_is_read_in_a_block_is_not_stored(cached: Watch) -> None:
     with disabled():
         list(Author.objects.all())

@@ -222,6 +222,35 @@ def test_common_queries_leave_templates(rows: models.QuerySet[Any]) -> None:
     assert compiled(rows).leaves_template
 
 
+@pytest.mark.parametrize(
+    ("name", "is_followed"),
+    [
+        ("author", True),
+        ("-author", True),
+        ("author__profile", False),
+        ("author_id", False),
+        ("author__pk", False),
+        ("author__name", False),
+        ("pk", False),
+    ],
+)
+def test_a_name_of_a_relation_brings_the_ordering_of_its_model_into_the_shape(
+    monkeypatch: pytest.MonkeyPatch, name: str, is_followed: bool
+) -> None:
+    rows = Book.objects.order_by(name)
+    monkeypatch.setattr(Author._meta, "ordering", ["name"])
+    before = shape_of(rows)
+    assert before is not None
+    monkeypatch.setattr(Author._meta, "ordering", ["-name"])
+    assert (shape_of(rows) != before) is is_followed
+
+
+def test_orderings_that_lead_in_circles_have_no_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Author._meta, "ordering", ["books"])
+    monkeypatch.setattr(Book._meta, "ordering", ["author"])
+    assert shape_of(Book.objects.all()) is None
+
+
 def test_an_ordering_of_none_is_no_ordering(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Author.objects.all()
     shape = shape_of(rows)
@@ -500,7 +529,31 @@ def ordering_that_was_changed() -> Question:
     return ask
 
 
+def changed_ordering_of_a_model_in_the_order() -> Question:
+    authors, books = bookshop(authors=["id"])
+    ordering = {False: ["name"], True: ["-name"]}
+
+    def ask() -> Any:
+        with mock.patch.object(authors._meta, "ordering", ordering[other.get()]):
+            return list(books.objects.order_by("author").values_list("title"))
+
+    return ask
+
+
+def changed_ordering_of_a_model_in_the_models_ordering() -> Question:
+    authors, books = bookshop(authors=["id"], books=["-author", "title"])
+    ordering = {False: ["name"], True: ["-name"]}
+
+    def ask() -> Any:
+        with mock.patch.object(authors._meta, "ordering", ordering[other.get()]):
+            return list(books.objects.values_list("title"))
+
+    return ask
+
+
 OUTSIDE_THE_SHAPE = [
+    *(changed_ordering_of_a_model_in_the_order,),
+    *(changed_ordering_of_a_model_in_the_models_ordering,),
     *(tenant_joined, tenant_loaded_along, tenant_in_the_order, tenant_from_the_other_side),
     *(formatted_column, formatted_column_loaded_along, column_of_its_own),
     *(prepared_value, prepared_value_behind_a_foreign_key, encoded_value),

@@ -189,7 +189,9 @@ def test_names_in_strings_and_columns_are_taken_for_tables(watch: Watch) -> None
 
 def facts_of(queryset: Any, **options: Any) -> tables.Facts:
     """What is known of a query under these settings."""
-    text, _, recorded, handwritten = tables.compile_query(queryset.query.get_compiler("default"))
+    text, _, recorded, handwritten, _ = tables.compile_query(
+        queryset.query.get_compiler("default")
+    )
     return tables.facts(text, recorded, handwritten, "sqlite", conf.Settings(**options))
 
 
@@ -387,6 +389,8 @@ def test_recording_is_nested_and_ends_with_an_error() -> None:
     """Compiling one query may compile, and fail to compile, another."""
 
     class Compiler:
+        query = Tag.objects.none().query
+
         def as_sql(self) -> tuple[str, tuple[Any, ...]]:
             with pytest.raises(EmptyResultSet):
                 tables.compile_query(Tag.objects.none().query.get_compiler("default"))

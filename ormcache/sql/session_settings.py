@@ -36,6 +36,10 @@ _HARMLESS_PRAGMAS = frozenset(
 _SCOPES = frozenset({"session", "local", "global", "persist", "persist_only"})
 # By these PostgreSQL alters the session in the midst of a statement of any kind.
 _SESSION_WORDS = frozenset({"set_config", "pg_settings"})
+# So does pg_trgm's set_limit(), which a column may well be called, too, or end in.
+_SESSION_CALL = re.compile(
+    r'(?<![\w$])set_limit"?(?:\s|/\*.*?\*/|--[^\n]*\n)*\(', re.IGNORECASE | re.DOTALL
+)
 # So do statements inside of DO. Behind UPDATE t, SET is none of them.
 _SESSION_STATEMENTS = frozenset("discard pg_temp reset search_path set temp temporary".split())
 _UPDATE_SET = re.compile(
@@ -142,18 +146,25 @@ def _mysql_settings(rest: list[Token], found: frozenset[str]) -> Kind:
 def plain_write_alters_session(sql: str) -> bool:
     """Whether PostgreSQL may alter the session while it executes a plain write."""
     folded = sql.casefold()
-    return any(word in folded for word in _SESSION_WORDS)
+    return any(word in folded for word in _SESSION_WORDS) or _calls_set_limit(sql)
+
+
+def _calls_set_limit(sql: str) -> bool:
+    # A search for a constant is quicker, and nearly always enough.
+    return "set_limit" in sql.casefold() and _SESSION_CALL.search(sql) is not None
 
 
 def alters_session(verb: str, stream: list[Token], found: frozenset[str], sql: str) -> bool:
     """Whether PostgreSQL may alter the session while it executes what is no SELECT and no SET."""
+    if verb == "do" and _calls_set_limit(sql):
+        return True
     if verb == "do":
         inside = words(_UPDATE_SET.sub(" ", sql))
         return not inside.isdisjoint(_SESSION_STATEMENTS | _SESSION_WORDS)
     if verb == "create" and object_of(stream) in ROUTINES:
         # Its body is executed later.
         return False
-    return not found.isdisjoint(_SESSION_WORDS)
+    return not found.isdisjoint(_SESSION_WORDS) or _calls_set_limit(sql)
 
 
 def kind_of_set_config(arguments: list[Token]) -> Kind:

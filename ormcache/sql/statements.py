@@ -186,6 +186,8 @@ def _effects_within(stream: list[Token]) -> Kind:
                 kind |= Kind.LOCK
             elif token.folded == "set_config":
                 kind |= kind_of_set_config(stream[index + 1 :])
+            elif token.folded == "set_limit":
+                kind |= Kind.SESSION
             elif token.folded == "clone_schema":
                 # A function of PostgreSQL that is passed around; django-tenants has it, too.
                 kind |= Kind.UNNAMED_WRITE

@@ -1,0 +1,156 @@
+"""Casts whose result depends on the moment.
+
+PostgreSQL reads the texts 'now' and 'today' as times, also those in a column; MySQL and MariaDB
+put a time of day into today's date. The text of a query does not tell the types of its columns,
+and the casts that Django makes for ``TruncDate`` or ``__date`` look the same: so its expressions
+are looked at, if the text has a cast at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from django.db.models import (
+    BooleanField,
+    DateField,
+    DecimalField,
+    DurationField,
+    FloatField,
+    Func,
+    IntegerField,
+    TimeField,
+    UUIDField,
+    Value,
+)
+from django.db.models.expressions import Col, RawSQL
+from django.db.models.functions import Cast
+from django.db.models.sql.query import Query
+from django.db.models.sql.where import ExtraWhere
+
+_TYPE = r"(?:date|datetime|time|timestamp)(?:tz)?\b"
+_RANGE = r"(?:date|ts|tstz)(?:multi)?range\b"
+_HANDWRITTEN = re.compile(
+    rf"""(?<!%s)(?<!')::\s*"?(?:pg_catalog\s*\.\s*)?(?:{_TYPE}|{_RANGE})|"""
+    rf"""\bcast\s*\((?!\s*(?:%s|'[^']*')\s+as\b)[^;]*\bas\s+"?(?:{_TYPE}|{_RANGE})|"""
+    r"""\b(?:date|timestamptz|timetz)"?\s*\(""",
+    re.IGNORECASE,
+)
+_ANY = re.compile(rf"(?:::|\bas\b)\s*(?:{_TYPE}|{_RANGE})|\b{_TYPE}\"?\s*\(", re.IGNORECASE)
+_TO_MOMENT = re.compile(rf"(?:{_TYPE}|{_RANGE})", re.IGNORECASE)
+_CALLED = frozenset({"date", "time", "timestamp", "timestamptz", "timetz"})
+# No text of PostgreSQL's. BigIntegerField and the like are subclasses.
+_NEVER_NOW = (
+    *(BooleanField, DateField, DecimalField, DurationField, FloatField),
+    *(IntegerField, TimeField, UUIDField),
+)
+
+
+def of_moment(queries: Iterable[Any], text: str, connection: Any) -> str:
+    """The cast among ``queries``, compiled to ``text``, that depends on the moment; or ``""``."""
+    if connection.vendor not in ("postgresql", "mysql") or not _ANY.search(text):
+        return ""
+    for query in queries:
+        for node in _nodes(query):
+            found = _risk(node, connection)
+            if found:
+                return found
+    return ""
+
+
+def _nodes(query: Any) -> Iterator[Any]:
+    """All expressions of a query, less those of its subqueries."""
+    waiting = [query.where, *query.annotations.values(), *query.order_by, *query.select]
+    waiting.extend(text for text, _ in query.extra.values())
+    waiting.extend(query.extra_order_by)
+    waiting.extend(_listed(query.group_by))
+    waiting.extend(query.get_meta().ordering if query.model is not None else ())
+    waiting.extend(
+        source.filtered_relation for source in query.alias_map.values() if _filters(source)
+    )
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, (Query, str)):
+            continue
+        waiting.extend(getattr(node, "children", ()))
+        waiting.extend(_sources(node))
+
+
+def _listed(group_by: Any) -> Iterable[Any]:
+    return group_by if isinstance(group_by, (list, tuple)) else ()
+
+
+def _filters(source: Any) -> bool:
+    return getattr(source, "filtered_relation", None) is not None
+
+
+def _sources(node: Any) -> list[Any]:
+    if not hasattr(node, "get_source_expressions") or isinstance(node, Query):
+        return []
+    return [source for source in node.get_source_expressions() if source is not None]
+
+
+def _risk(node: Any, connection: Any) -> str:
+    vendor = connection.vendor
+    if isinstance(node, Cast):
+        kind = node.output_field.cast_db_type(connection) or ""
+        is_risky = _TO_MOMENT.match(kind) and _may_depend(node, vendor, kind)
+        return f"CAST AS {kind}" if is_risky else ""
+    if isinstance(node, Func):
+        name = (node.extra.get("function") or node.function or "").lower()
+        if name in _CALLED and _may_depend(node, vendor, name):
+            return name
+    if vendor != "postgresql":
+        return ""
+    for text in _texts(node):
+        found = _HANDWRITTEN.search(text)
+        if found is not None:
+            return found[0]
+    return ""
+
+
+def _texts(node: Any) -> Iterable[str]:
+    """What was written by hand in an expression."""
+    if isinstance(node, str):
+        return (node,)
+    if isinstance(node, RawSQL):
+        return (node.sql,)
+    if isinstance(node, ExtraWhere):
+        return node.sqls
+    if isinstance(node, Func) and "template" in node.extra:
+        return (node.extra["template"],)
+    # A class of somebody's own.
+    is_own = isinstance(node, Func) and not type(node).__module__.startswith("django.")
+    return (node.template,) if is_own else ()
+
+
+def _may_depend(node: Any, vendor: str, kind: str) -> bool:
+    if vendor == "mysql" and kind.lower().startswith("time") and kind.lower()[:9] != "timestamp":
+        # No date is put to it.
+        return False
+    return any(_is_risky(source, vendor) for source in _sources(node))
+
+
+def _is_risky(source: Any, vendor: str) -> bool:
+    """Whether ``source`` may be a text on PostgreSQL, or a time of day on MySQL."""
+    if isinstance(source, Col):
+        field = _real(source.target)
+        if vendor == "mysql":
+            return isinstance(field, TimeField)
+        return not isinstance(field, _NEVER_NOW)
+    if isinstance(source, Value):
+        # Of parameters see :func:`ormcache.functions.moment_among`.
+        return False
+    if vendor == "mysql" and isinstance(getattr(source, "_output_field_or_none", None), TimeField):
+        return True
+    parts = _sources(source)
+    return not parts or any(_is_risky(part, vendor) for part in parts)
+
+
+def _real(field: Any) -> Any:
+    """The field that decides the type of a column: a foreign key's is what it refers to."""
+    while getattr(field, "target_field", None) is not None:
+        field = field.target_field
+    return field

@@ -1,0 +1,84 @@
+"""Writes in a transaction that was begun through the driver, which ends unseen as well.
+
+``connection.connection.transaction()`` of psycopg, or ``BEGIN`` on a cursor of the driver: Django
+takes the connection for one in autocommit, and each write for one that is committed when it
+returns. PostgreSQL's and SQLite's drivers tell that it is not. Its tables stay announced until the
+connection is seen idle, and so nobody is given or stores an answer about them meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, NamedTuple
+
+from ormcache.connection_state import ConnectionState, in_transaction, is_begun_unseen, is_open
+
+
+class _Held(NamedTuple):
+    """Who began the transaction, and what it has written."""
+
+    connection: weakref.ref[Any]
+    driver: int
+    """The ``id()`` of the driver's connection: after a reconnect it is another."""
+    state: ConnectionState
+
+
+held: dict[int, _Held] = {}
+"""The transactions of this process that have written, by ``id()`` of their state."""
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    global _lock
+    _lock = threading.Lock()
+    held.clear()
+
+
+# What the parent has announced, the parent ends.
+os.register_at_fork(after_in_child=_forget)
+
+
+def hold(connection: Any, state: ConnectionState, bracket: Any) -> None:
+    """Keep ``bracket`` open: what it announces is not committed yet."""
+    with _lock:
+        state.unseen.append(bracket)
+        held[id(state)] = _Held(weakref.ref(connection), id(connection.connection), state)
+
+
+def settle(connection: Any, state: ConnectionState) -> None:
+    """End the brackets, if the connection is idle again. To be called in its own thread."""
+    if not (is_begun_unseen(connection) or in_transaction(connection, state)):
+        one = held.get(id(state))
+        is_same = one is not None and one.driver == id(connection.connection)
+        # Of one that was lost, a COMMIT may still be on its way.
+        left(state, known=is_same and is_open(connection) is False)
+
+
+def left(state: ConnectionState, *, known: bool) -> None:
+    """The transaction is over, or its connection closed. ``known``: nothing is to come of it."""
+    with _lock:
+        brackets, state.unseen = state.unseen, []
+        held.pop(id(state), None)
+    for bracket in brackets:
+        bracket.end(known=known)
+
+
+def sweep() -> None:
+    """Leave to their leases the brackets of transactions that seem over, of whatever thread.
+
+    A thread may have ended, or never use its connection again. Seen from another one, SQLite is
+    idle when its COMMIT has begun; the lease covers the rest of that.
+    """
+    for one in [one for one in list(held.values()) if not _is_open(one)]:
+        left(one.state, known=False)
+
+
+def _is_open(one: _Held) -> bool:
+    connection = one.connection()
+    return (
+        connection is not None
+        and id(connection.connection) == one.driver
+        and is_begun_unseen(connection)
+    )

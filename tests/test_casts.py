@@ -1,0 +1,135 @@
+"""Casts whose result depends on the moment are not cached, those of Django's own are."""
+
+import datetime
+from typing import Any
+
+import pytest
+from django.contrib.postgres.fields import DateTimeRangeField
+from django.db import models
+from django.db.models import Count, Exists, F, Func, Max, OuterRef, Q, Subquery, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.fields.json import KT
+from django.db.models.functions import (
+    Cast,
+    Coalesce,
+    Concat,
+    ExtractHour,
+    ExtractYear,
+    Now,
+    TruncDate,
+    TruncHour,
+    TruncMonth,
+    TruncTime,
+)
+
+from ormcache.explanation import explain
+from ormcache.reasons import Reason
+from tests.marks import on_databases
+from tests.models import Author, EveryField
+from tests.watching import Watch
+
+DATETIME = models.DateTimeField()
+DATE = models.DateField()
+TIME = models.TimeField()
+Rows = EveryField.objects
+
+
+def at(expression: Any) -> Any:
+    return Rows.annotate(x=expression).values_list("x")
+
+
+FROM_TEXT = {
+    "datetime": at(Cast("char", DATETIME)),
+    "date": at(Cast("text", DATE)),
+    "time": at(Cast("slug", TIME)),
+    "range": at(Cast("char", DateTimeRangeField())),
+    "json": at(Cast(KT("json__due"), DATETIME)),
+    "function": at(Cast(Coalesce("char", Value("now")), DATETIME)),
+    "spelled": at(Cast(Concat("char", Value("w")), DATETIME)),
+    "filter": Rows.filter(Q(datetime__lt=Cast("char", DATETIME))),
+    "order": Rows.order_by(Cast("char", DATETIME).desc()),
+    "inner": Rows.filter(pk__in=at(Cast("char", DATETIME)).filter(x=F("datetime")).values("pk")),
+    "exists": Author.objects.filter(
+        Exists(Rows.filter(pk=OuterRef("pk"), datetime=Cast("char", DATETIME)))
+    ),
+    "subquery": at(Cast(Subquery(Rows.filter(pk=OuterRef("pk")).values("char")), DATETIME)),
+    "union": Rows.values_list("datetime").union(at(Cast("char", DATETIME))),
+    "called": at(Func("char", function="date", output_field=DATE)),
+    "called ::": at(Func("char", template="(%(expressions)s)::date", output_field=DATE)),
+    "raw": at(RawSQL('("char")::timestamp', [], DATETIME)),
+    "raw cast": at(RawSQL('CAST("char" AS date)', [], DATE)),
+    "extra": Rows.extra(where=['"char"::timestamptz < datetime']),
+    "extra select": Rows.extra(select={"x": '"char"::date'}),
+}
+FROM_TIME = {
+    "datetime": at(Cast("time", DATETIME)),
+    "date": at(Cast("time", DATE)),
+    "function": at(Cast(TruncTime("datetime"), DATETIME)),
+    "called": at(Func("time", function="TIMESTAMP", output_field=DATETIME)),
+    "filter": Rows.filter(datetime=Cast("time", DATETIME)),
+}
+HARMLESS = {
+    "TruncDate": at(TruncDate("datetime")),
+    "TruncTime": at(TruncTime("datetime")),
+    "TruncMonth": at(TruncMonth("datetime")),
+    "TruncMonth of a date": at(TruncMonth("date")),
+    "TruncHour": at(TruncHour("datetime")),
+    "TruncHour of a time": at(TruncHour("time")),
+    "ExtractYear": at(ExtractYear("datetime")),
+    "ExtractHour": at(ExtractHour("time")),
+    "__date": Rows.filter(datetime__date=datetime.date(2026, 1, 1)),
+    "__time": Rows.filter(datetime__time__gte=datetime.time(12)),
+    "__year": Rows.filter(datetime__year=2026),
+    "dates": Rows.dates("date", "month"),
+    "datetimes": Rows.datetimes("datetime", "day"),
+    "Cast of a datetime": at(Cast("datetime", DATE)),
+    "Cast of a date": at(Cast("date", DATETIME)),
+    "Cast of a maximum": Rows.annotate(x=Cast(Max("datetime"), DATE)).values_list("x"),
+    "Cast of a value": at(Cast(Value("2026-01-01"), DATE)),
+    "Cast to text": at(Cast("datetime", models.TextField())),
+    "by day": Rows.values(day=TruncDate("datetime")).annotate(n=Count("pk")),
+}
+
+
+def reason(queryset: Any, using: str) -> tuple[Reason | None, str]:
+    found = explain(queryset.using(using))
+    return found.reason, found.detail
+
+
+@on_databases("postgresql", transaction=True)
+@pytest.mark.parametrize("name", FROM_TEXT)
+def test_a_text_may_be_now_on_postgresql(cached: Watch, using: str, cache: str, name: str) -> None:
+    assert reason(FROM_TEXT[name], using)[0] is Reason.NON_DETERMINISTIC
+
+
+@on_databases("mariadb", transaction=True)
+@pytest.mark.parametrize("name", FROM_TIME)
+def test_a_time_is_one_of_today_on_mariadb(
+    cached: Watch, using: str, cache: str, name: str
+) -> None:
+    assert reason(FROM_TIME[name], using)[0] is Reason.NON_DETERMINISTIC
+
+
+@on_databases("postgresql", "mariadb", transaction=True)
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_has_a_date_is_cached(
+    cached: Watch, using: str, cache: str, name: str, use_tz: bool, settings: Any
+) -> None:
+    settings.USE_TZ = use_tz
+    assert reason(HARMLESS[name], using) == (None, "")
+
+
+@on_databases("postgresql", transaction=True)
+def test_the_answer_for_now_is_that_of_the_database(cached: Watch, using: str, cache: str) -> None:
+    Rows.using(using).create(char="now")
+    queryset = at(Cast("char", DATETIME)).using(using)
+    with cached.expect(*[Reason.NON_DETERMINISTIC] * 2):
+        assert queryset.get() < queryset.all().get()
+
+
+@on_databases("postgresql", transaction=True)
+def test_now_is_refused_by_its_name_also_where_it_is_cast(
+    cached: Watch, using: str, cache: str
+) -> None:
+    assert reason(at(Cast(Now(), DATE)), using)[0] is Reason.NON_DETERMINISTIC

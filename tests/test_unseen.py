@@ -1,0 +1,235 @@
+"""Transactions that are begun through the driver: Django's flags show nothing of them."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connections
+
+import ormcache
+from ormcache import unseen
+from ormcache.leases import keeper
+from ormcache.reasons import Reason
+from tests.authors import NEW, OLD, Names, execute, update
+from tests.interleaving import SECONDS, session, switched_to
+from tests.marks import on_pairs
+from tests.models import Author
+from tests.watching import Watch
+
+pytestmark = pytest.mark.usefixtures("emptied", "author")
+
+on_drivers = on_pairs(
+    ("postgresql", "redis"),
+    ("postgresql", "locmem"),
+    ("default", "locmem"),
+    transaction=True,
+)
+on_postgresql = on_pairs(("postgresql", "redis"), transaction=True)
+on_sqlite = on_pairs(("default", "locmem"), transaction=True)
+
+
+def driver_of(using: str) -> Any:
+    connections[using].ensure_connection()
+    return connections[using].connection
+
+
+def elsewhere(using: str, question: Callable[[], Any]) -> Any:
+    """The answer to ``question`` on a connection of its own."""
+    with session(using):
+        return question()
+
+
+@on_drivers
+def test_nobody_is_given_or_stores_what_is_not_committed(
+    cached: Watch, using: str, names: Names
+) -> None:
+    cached.warm(names)
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    update(using)
+    with cached.expect(Reason.UNSEEN):
+        assert names() == [NEW]
+    with cached.expect(Reason.BUSY):
+        assert elsewhere(using, names) == [OLD]
+    driver.rollback()
+    assert cached.warm(names) == [OLD]
+
+
+@on_drivers
+def test_after_the_commit_the_old_answer_is_gone(cached: Watch, using: str, names: Names) -> None:
+    cached.warm(names)
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    update(using)
+    elsewhere(using, names)
+    driver.commit()
+    # The connection itself sees that it is idle again, and nobody has to wait for a lease.
+    assert cached.warm(names) == [NEW]
+    assert elsewhere(using, lambda: cached.hit(names)) == [NEW]
+    assert unseen.held == {}
+
+
+@on_drivers
+def test_what_is_announced_outlives_its_lease_while_the_transaction_is_open(
+    cached: Watch, using: str, names: Names
+) -> None:
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    update(using)
+    intents = set(keeper._held)
+    assert intents, "nothing renews it"
+    elsewhere(using, names)
+    assert set(keeper._held) == intents
+    driver.commit()
+    names()
+    assert set(keeper._held).isdisjoint(intents)
+
+
+@on_drivers
+def test_a_read_is_not_stored_from_such_a_transaction(
+    cached: Watch, using: str, names: Names
+) -> None:
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    with cached.expect(Reason.UNSEEN):
+        assert names() == [OLD]
+    driver.rollback()
+    cached.miss(names)
+
+
+@on_postgresql
+def test_an_old_snapshot_of_the_driver_is_not_stored(
+    cached: Watch, using: str, names: Names
+) -> None:
+    driver = driver_of(using)
+    driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    driver.execute("SELECT 1 FROM tests_author")
+    elsewhere(using, lambda: update(using))
+    assert names() == [OLD]
+    driver.execute("COMMIT")
+    assert cached.warm(names) == [NEW]
+
+
+@on_postgresql
+def test_psycopgs_own_block_can_be_rolled_back(cached: Watch, using: str, names: Names) -> None:
+    driver = driver_of(using)
+    cached.warm(names)
+    with contextlib.suppress(KeyError), driver.transaction():
+        update(using)
+        names()
+        raise KeyError
+    assert cached.warm(names) == [OLD]
+
+
+@on_postgresql
+def test_a_failed_transaction_of_the_driver_fails_reads(
+    cached: Watch, using: str, names: Names
+) -> None:
+    cached.warm(names)
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    with contextlib.suppress(Exception):
+        driver.execute("SELECT 1 / 0")
+    with pytest.raises(Exception, match="aborted"):
+        names()
+    driver.rollback()
+    cached.hit(names)
+
+
+@on_drivers
+def test_a_commit_on_djangos_cursor_ends_it(cached: Watch, using: str, names: Names) -> None:
+    driver_of(using).execute("BEGIN")
+    update(using)
+    execute(using, "COMMIT")
+    assert unseen.held == {}
+    assert elsewhere(using, lambda: cached.warm(names)) == [NEW]
+
+
+@on_drivers
+def test_invalidate_lasts_until_it_ends(cached: Watch, using: str, names: Names) -> None:
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    driver.execute("UPDATE tests_author SET name = 'new'")
+    ormcache.invalidate(Author, using=using)
+    with cached.expect(Reason.BUSY):
+        assert elsewhere(using, names) == [OLD]
+    driver.commit()
+    assert cached.warm(names) == [NEW]
+
+
+@on_postgresql
+def test_copy_is_announced_until_it_ends(cached: Watch, using: str, names: Names) -> None:
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    with (
+        connections[using].cursor() as cursor,
+        cursor.copy("COPY tests_author (name) FROM STDIN") as copy,
+    ):
+        copy.write_row(("copied",))
+    with cached.expect(Reason.BUSY):
+        assert elsewhere(using, names) == [OLD]
+    driver.commit()
+    assert sorted(cached.warm(names)) == ["copied", OLD]
+
+
+@on_postgresql
+def test_a_search_path_that_is_set_in_it_is_not_believed(
+    cached: Watch, using: str, names: Names
+) -> None:
+    driver = driver_of(using)
+    driver.execute("BEGIN")
+    execute(using, "SET search_path = pg_catalog, public")
+    driver.rollback()
+    try:
+        with cached.expect(Reason.SESSION):
+            names()
+    finally:
+        connections[using].close()
+
+
+@on_drivers
+@pytest.mark.parametrize("is_collected", [False, True])
+def test_the_lease_ends_what_a_connection_has_left_behind(
+    cached: Watch, using: str, names: Names, is_collected: bool
+) -> None:
+    """It is not used any more, or there is none: a thread has ended without closing it."""
+    other: Any = connections[using].copy()
+    with switched_to(other):
+        driver = driver_of(using)
+        driver.execute("BEGIN")
+        update(using)
+        driver.commit()
+        if is_collected:
+            driver.close()
+    if is_collected:
+        other = None
+        gc.collect()
+    try:
+        with cached.expect(Reason.BUSY):
+            assert names() == [NEW]
+        assert unseen.held == {}
+        # PostgreSQL is asked by the reads that find it overdue.
+        deadline = time.monotonic() + SECONDS
+        while cached.call(names) != ([NEW], ["hit"]):
+            assert time.monotonic() < deadline, "the lease does not end"
+            time.sleep(0.05)
+    finally:
+        if other is not None:
+            other.close()
+
+
+@on_sqlite
+def test_a_driver_that_was_closed_does_not_fail_a_hit(
+    cached: Watch, using: str, names: Names
+) -> None:
+    cached.warm(names)
+    inside = connections[using]
+    driver = driver_of(using)
+    assert driver is inside.connection
+    with session(using) as other:
+        other.ensure_connection()
+        other.connection.close()
+        assert cached.hit(names) == [OLD]
