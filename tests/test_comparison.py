@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from django.db.models import Avg, Count, F, OuterRef, Q, StdDev, Subquery, Sum, Value, Window
+from django.db.models import Avg, Count, F, Min, OuterRef, Q, StdDev, Subquery, Sum, Value, Window
 from django.db.models.functions import RowNumber
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,13 +24,20 @@ authors = Author.objects.values_list("pk", "name")
 numbers = EveryField.objects.values_list("float")
 
 
-def judge(queryset: Any, cached: Any, truth: Any, using: str = "default", **facts: Any) -> Verdict:
+def judge(
+    queryset: Any,
+    cached: Any,
+    truth: Any,
+    using: str = "default",
+    vendor: str | None = None,
+    **facts: Any,
+) -> Verdict:
     compiler = queryset.query.get_compiler(using)
     text = compiler.as_sql()[0]
 
     def say(one: list[Any], other: list[Any]) -> Verdict:
-        vendor = compiler.connection.vendor
-        return compare(one, other, text, vendor, lambda: order_of(compiler), **facts)
+        kind = vendor or compiler.connection.vendor
+        return compare(one, other, text, kind, lambda: order_of(compiler), **facts)
 
     verdict = say(list(cached), list(truth))
     # It says the same of the answers the other way round.
@@ -226,13 +233,44 @@ def test_a_column_of_such_a_name_leaves_nothing_open() -> None:
     assert judge(queryset, [A], [B]) is DIFFERENT
 
 
-@needs("mariadb")
-def test_which_spelling_stands_for_all_is_open_where_a_collation_takes_them_for_one() -> None:
-    names = Author.objects.values_list("name").distinct()
-    assert judge(names, [("Émile ",)], [("emile",)], "mariadb") is UNDETERMINED
-    assert judge(names, [("Émile",)], [("Emil",)], "mariadb") is DIFFERENT
-    assert judge(names, [("Émile",)], [("emile",)], "default") is DIFFERENT
-    assert judge(authors, [(1, "Émile")], [(1, "emile")], "mariadb") is DIFFERENT
+ANYWHERE = pytest.mark.parametrize("vendor", ["sqlite", "postgresql", "mysql"])
+
+
+@ANYWHERE
+@pytest.mark.parametrize(
+    "names",
+    [
+        Author.objects.values_list("name").distinct(),
+        Author.objects.values_list(Min("name")),
+        Author.objects.values_list("name").annotate(n=Count("pk")).values_list("name"),
+        Author.objects.values_list("name").union(Author.objects.values_list("name")),
+    ],
+    ids=["DISTINCT", "MIN", "GROUP BY", "UNION"],
+)
+def test_which_spelling_stands_for_all_is_open_where_a_collation_may_take_them_for_one(
+    vendor: str, names: Any
+) -> None:
+    assert judge(names, [("Émile ",)], [("emile",)], vendor=vendor) is UNDETERMINED
+    assert judge(names, [("Émile",)], [("Emil",)], vendor=vendor) is DIFFERENT
+    assert judge(authors, [(1, "Émile")], [(1, "emile")], vendor=vendor) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        (0.0, -0.0, 1.0),
+        (Decimal("1.0"), Decimal("1.00"), Decimal("1.01")),
+        # More digits than a context of decimal has by default.
+        (Decimal(f"1.{'0' * 40}10"), Decimal(f"1.{'0' * 40}1"), Decimal(f"1.{'0' * 40}11")),
+    ],
+)
+def test_which_of_equal_numbers_stands_for_all_is_open(one: Any, other: Any, apart: Any) -> None:
+    queryset = EveryField.objects.values_list("decimal").distinct()
+    assert judge(queryset, [(one,)], [(other,)]) is UNDETERMINED
+    assert judge(queryset, [(one,)], [(apart,)]) is DIFFERENT
+    nan = Decimal("NaN")
+    assert judge(queryset, [(nan,)], [(nan,)]) is SAME
+    assert judge(queryset, [(nan,)], [(one,)]) is DIFFERENT
 
 
 # --- sums of floats --------------------------------------------------------------------------
@@ -240,14 +278,48 @@ def test_which_spelling_stands_for_all_is_open_where_a_collation_takes_them_for_
 THIRD, NEARLY = 0.1 + 0.2, 0.3
 
 
-@pytest.mark.parametrize("function", [Sum, Avg, StdDev], ids=lambda f: f.__name__)
-def test_the_last_digits_of_what_was_summed_up_are_open(function: Any) -> None:
+def summed(function: Any) -> Any:
     queryset = EveryField.objects.values("integer").annotate(x=function("float"))
-    queryset = queryset.values_list("integer", "x")
-    assert judge(queryset, [(1, THIRD), (2, 5.0)], [(2, 5.0), (1, NEARLY)]) is ROUNDED
-    assert judge(queryset, [(1, THIRD)], [(1, 0.31)]) is DIFFERENT
-    assert judge(queryset, [(1, THIRD)], [(2, NEARLY)]) is DIFFERENT
-    assert judge(queryset, [(1, THIRD)], [(1, None)]) is DIFFERENT
+    return queryset.values_list("integer", "x")
+
+
+SUMMING = pytest.mark.parametrize("function", [Sum, Avg, StdDev], ids=lambda f: f.__name__)
+
+
+@ANYWHERE
+@SUMMING
+def test_the_last_digits_of_what_was_summed_up_are_open(function: Any, vendor: str) -> None:
+    queryset = summed(function)
+    rows = [(1, THIRD), (2, 5.0)]
+    assert judge(queryset, rows, [(2, 5.0), (1, NEARLY)], vendor=vendor) is ROUNDED
+    assert judge(queryset, [(1, THIRD)], [(2, NEARLY)], vendor=vendor) is DIFFERENT
+    assert judge(queryset, [(1, THIRD)], [(1, None)], vendor=vendor) is DIFFERENT
+    assert judge(queryset, [(1, THIRD)], [(1, THIRD), (2, 5.0)], vendor=vendor) is DIFFERENT
+
+
+@pytest.mark.parametrize("vendor", ["postgresql", "mysql"])
+@SUMMING
+def test_all_digits_are_open_where_rows_are_summed_up_in_any_order(
+    function: Any, vendor: str
+) -> None:
+    # 1e16 + 1.0 - 1e16 and 1e16 - 1e16 + 1.0
+    for one, other in [(0.0, 1.0), (1e308, float("inf")), (float("nan"), 1.0)]:
+        assert judge(summed(function), [(1, one)], [(1, other)], vendor=vendor) is ROUNDED
+        assert judge(summed(function), [(1, one)], [(2, other)], vendor=vendor) is DIFFERENT
+
+
+@ANYWHERE
+def test_the_spelling_is_open_in_an_order_and_beside_a_sum_too(vendor: str) -> None:
+    ordered = Author.objects.values_list("name").distinct().order_by("name")
+    assert judge(ordered, [("a",), ("b",)], [("A",), ("b",)], vendor=vendor) is UNDETERMINED
+    assert judge(ordered, [("a",), ("b",)], [("b",), ("A",)], vendor=vendor) is DIFFERENT
+    grouped = EveryField.objects.values("char").annotate(x=Sum("float")).values_list("char", "x")
+    assert judge(grouped, [("a", THIRD)], [("A", NEARLY)], vendor=vendor) is ROUNDED
+
+
+@SUMMING
+def test_only_the_last_digits_are_open_where_rows_stay_in_their_order(function: Any) -> None:
+    assert judge(summed(function), [(1, THIRD)], [(1, 0.31)]) is DIFFERENT
 
 
 def test_the_last_digits_of_a_column_are_not_open() -> None:
