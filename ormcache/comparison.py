@@ -20,7 +20,10 @@ from collections.abc import Callable, Sequence
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any, NamedTuple
 
-from django.db.models.expressions import Col, Ref
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db.models.expressions import Col, Func, RawSQL, Ref
+from django.db.models.lookups import In
+from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable, Join
 
 from ormcache import codec, sql
@@ -51,6 +54,8 @@ class Order(NamedTuple):
     """How many rows it leaves out before the first."""
     end: int | None = None
     """How many it counts before it ends, with those it leaves out."""
+    is_counted: bool = False
+    """Whether it is certain how many rows there are, whatever is picked for them."""
 
     def is_sliced(self) -> bool:
         """Whether the query has a LIMIT or an OFFSET of its own."""
@@ -80,12 +85,21 @@ _MERGING = frozenset({"distinct", "group", "union", "min", "max"})
 
 
 def _leaves_open(text: str, vendor: str, *, is_sliced: bool) -> bool:
-    """Whether a part of the query picks rows in no certain order: a subquery with a LIMIT."""
+    """Whether a part of the query picks rows in no certain order: a subquery with a LIMIT.
+
+    One directly in EXISTS, where Django always has one, picks nothing.
+    """
     limits = 1 if is_sliced else 0
     before = ""
+    # For each bracket that is open: whether it follows EXISTS.
+    inside: list[bool] = []
     for token in sql.tokens(text, vendor):
         word = token.folded if token.kind == "word" else ""
-        if word in ("limit", "fetch"):
+        if token.text == "(":
+            inside.append(before == "exists")
+        elif token.text == ")" and inside:
+            inside.pop()
+        if word in ("limit", "fetch") and not (inside and inside[-1]):
             limits -= 1
         if limits < 0 or word == "over" or word in _PICK:
             return True
@@ -134,13 +148,16 @@ def order_of(compiler: Any) -> Order:
     """
     query = compiler.query.chain()
     unknown = Order((), False, query.low_mark, query.high_mark)
-    if query.combinator or query.distinct_fields:
+    if query.combinator:
         return unknown
     own = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
     try:
         extra, order_by, group_by = own.pre_sql_setup()
     except Exception:
         # A compiler of another kind.
+        return unknown
+    unknown = unknown._replace(is_counted=_is_counted(own, order_by, group_by))
+    if query.distinct_fields:
         return unknown
     if group_by and own._meta_ordering:
         # Django leaves it out of the text.
@@ -203,6 +220,80 @@ def _names_a_row(query: Any, by: Sequence[Any]) -> bool:
     return bool(parts) and set(parts) <= set(fields)
 
 
+# --- how many rows there are ---------------------------------------------------------------
+
+
+def _is_counted(compiler: Any, order_by: Sequence[Any], group_by: Sequence[Any]) -> bool:
+    """Whether nothing that picks decides how many rows there are.
+
+    It may pick values and an order for them, as a window function or a limited subquery does that
+    is selected; and the rows that DISTINCT ON or a LIMIT leave, of which the number is certain.
+
+    Args:
+        compiler: a compiler of the query, after pre_sql_setup().
+        order_by: what that has returned.
+        group_by: likewise.
+    """
+    query = compiler.query
+    if type(query) is not Query or group_by or compiler.having or compiler.qualify:
+        return False
+    if query.distinct and not query.distinct_fields:
+        # What is picked tells the rows apart.
+        return False
+    values = [value for value, *_ in (*compiler.select, *order_by)]
+    try:
+        return all(map(_is_one_value, values)) and _is_certain(compiler, compiler.where)
+    except Exception:
+        # Expressions of other packages may want to be compiled in their place only.
+        return False
+
+
+def _is_one_value(expression: Any) -> bool:
+    """Whether it is one value in each row: a function that returns a set multiplies rows."""
+    return all(
+        type(part).__module__.startswith(("django.db.models.", "django.db.backends."))
+        # Those may call any function.
+        and type(part) not in (Func, RawSQL)
+        and not getattr(part, "extra", None)
+        and not getattr(part, "set_returning", False)
+        for part in expression.flatten()
+    )
+
+
+def _is_certain(compiler: Any, where: Any) -> bool:
+    """Whether nothing picks in the tables and the conditions."""
+    connection = compiler.connection
+    tables, _ = compiler.get_from_clause()
+    if _leaves_open(" ".join(tables), connection.vendor, is_sliced=False):
+        return False
+    return where is None or all(
+        _is_certain_condition(compiler, condition) for condition in where.leaves()
+    )
+
+
+def _is_certain_condition(compiler: Any, condition: Any) -> bool:
+    vendor = compiler.connection.vendor
+    try:
+        text, _ = compiler.compile(condition)
+    except (EmptyResultSet, FullResultSet):
+        # It holds for no row, or for all of them.
+        return True
+    if not _leaves_open(text, vendor, is_sliced=False):
+        return True
+    # A slice of rows that are all in order.
+    query = getattr(condition, "rhs", None)
+    if not isinstance(condition, In) or type(query) is not Query:
+        return False
+    left, _ = condition.process_lhs(compiler, compiler.connection)
+    inner = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
+    right, _ = inner.as_sql()
+    return (
+        not _leaves_open(left, vendor, is_sliced=False)
+        and not _leaves_open(right, vendor, is_sliced=query.is_sliced)
+        and order_of(inner).is_total
+    )
+
+
 # --- comparing -----------------------------------------------------------------------------
 
 
@@ -238,10 +329,11 @@ def compare(
     if old == new:
         return Verdict.SAME
     order = order_known()
-    if _leaves_open(text, vendor, is_sliced=order.is_sliced()):
-        return Verdict.UNDETERMINED
+    is_open = _leaves_open(text, vendor, is_sliced=order.is_sliced())
     if len(old) != len(new):
-        return Verdict.DIFFERENT
+        return Verdict.UNDETERMINED if is_open and not order.is_counted else Verdict.DIFFERENT
+    if is_open:
+        return Verdict.UNDETERMINED
     is_merging = _merges_spellings(text)
     if is_merging:
         cached, truth = _spelt(cached), _spelt(truth)

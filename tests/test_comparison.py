@@ -7,8 +7,24 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from django.db.models import Avg, Count, F, Min, OuterRef, Q, StdDev, Subquery, Sum, Value, Window
-from django.db.models.functions import RowNumber
+from django.db.models import (
+    Avg,
+    Count,
+    Exists,
+    F,
+    FilteredRelation,
+    Func,
+    Min,
+    OuterRef,
+    Q,
+    StdDev,
+    Subquery,
+    Sum,
+    Value,
+    Window,
+)
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Lower, Random, RowNumber
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,7 +176,7 @@ def test_a_union_is_in_no_order_that_is_known_here() -> None:
 def test_the_query_is_left_as_it_is() -> None:
     compiler = Author.objects.order_by("name").query.get_compiler("default")
     before = dict(vars(compiler)), compiler.query.alias_refcount.copy()
-    assert order_of(compiler) == Order((1,))
+    assert order_of(compiler) == Order((1,), is_counted=True)
     assert (dict(vars(compiler)), compiler.query.alias_refcount) == before
 
 
@@ -205,13 +221,16 @@ def test_one_row_of_many_is_any_of_them() -> None:
 # --- parts that pick -------------------------------------------------------------------------
 
 
+books_of = Book.objects.filter(author=OuterRef("pk"))
+any_title = Subquery(books_of.values("title")[:1])
+row_number = Window(RowNumber(), order_by=F("pk").asc())
+
+
 @pytest.mark.parametrize(
     "queryset",
     [
         authors.filter(pk__in=Author.objects.all()[:3]),
-        Author.objects.values_list(
-            "pk", Subquery(Book.objects.filter(author=OuterRef("pk")).values("title")[:1])
-        ),
+        Author.objects.values_list("pk", any_title),
         Author.objects.values_list("pk", Window(RowNumber())),
         authors.order_by("?"),
         Author.objects.extra(select={"x": "group_concat(name)"}).values_list("pk", "x"),
@@ -223,9 +242,85 @@ def test_what_picks_rows_inside_leaves_everything_open(queryset: Any) -> None:
 
 
 @needs("postgresql")
-def test_distinct_on_leaves_everything_open() -> None:
+def test_distinct_on_leaves_open_which_rows_there_are_and_not_how_many() -> None:
     queryset = authors.order_by("name").distinct("name")
     assert judge(queryset, [(1, "a")], [(2, "a")], "postgresql") is UNDETERMINED
+    assert judge(queryset, [(1, "a")], [], "postgresql") is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        authors.filter(Exists(books_of)),
+        authors.exclude(books__title="x"),
+        authors.filter(Exists(books_of.filter(Exists(Author.objects.filter(name="x"))))),
+        Author.objects.annotate(e=Exists(books_of)).values_list("pk", "e"),
+        authors.filter(Exists(books_of)).order_by("pk")[:3],
+    ],
+)
+def test_a_limit_in_exists_picks_nothing(queryset: Any) -> None:
+    assert " LIMIT 1)" in str(queryset.query)
+    assert judge(queryset, [A], [B]) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        Author.objects.annotate(n=row_number).values_list("pk", "n"),
+        Author.objects.annotate(n=row_number).values_list("pk", "n")[:5],
+        Author.objects.annotate(n=row_number).values_list("pk", "n")[3:5],
+        Author.objects.values_list("pk", any_title).filter(name="x"),
+        authors.order_by("?"),
+        authors.order_by(any_title),
+        authors.filter(pk__in=Author.objects.order_by("pk")[:5].values("pk")),
+        authors.filter(pk__in=Author.objects.order_by("name", "-pk")[:5]),
+        Book.objects.filter(author__in=Author.objects.order_by("pk")[:5]).values_list(
+            "pk", "pages"
+        ),
+    ],
+)
+def test_how_many_rows_there_are_is_not_open_where_only_their_values_are_picked(
+    queryset: Any,
+) -> None:
+    assert judge(queryset, [A, B], []) is DIFFERENT
+    assert judge(queryset, [A, B], [A]) is DIFFERENT
+    assert judge(queryset, [A, B], [A, C]) is UNDETERMINED
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        # Conditions on what is picked.
+        Author.objects.annotate(n=row_number).filter(n=1).values_list("pk", "n"),
+        authors.filter(pk__in=Author.objects.all()[:3]),
+        authors.exclude(pk__in=Author.objects.order_by("name")[:3]),
+        authors.filter(name="x", pk__in=Author.objects.order_by("born")[:3]),
+        Author.objects.annotate(t=any_title).filter(t="x").values_list("pk", "name"),
+        authors.extra(where=["random() < 0.5"]),
+        authors.filter(
+            pk__in=Author.objects.filter(pk__in=Author.objects.all()[:4]).order_by("pk")[:3]
+        ),
+        authors.filter(pk__in=Author.objects.filter(pk__in=Author.objects.all()[:4])),
+        authors.filter(Exists(books_of.filter(pk__in=Book.objects.all()[:3]))),
+        authors.annotate(
+            b=FilteredRelation("books", condition=Q(books__pages__gt=Random()))
+        ).filter(b__title="x"),
+        # What is picked tells rows or groups apart.
+        Author.objects.annotate(n=row_number).values_list("name", "n").distinct(),
+        authors.annotate(n=row_number).union(authors.annotate(n=row_number)),
+        Author.objects.values_list(any_title).annotate(n=Count("pk")),
+        # A function that may return a set.
+        Author.objects.values_list("pk", RawSQL("unnest(array_agg(x))", ())),
+        Author.objects.values_list("pk", Func(any_title, function="unnest")),
+        Author.objects.values_list("pk", Lower(any_title, function="unnest")),
+        authors.order_by(Func(any_title, function="unnest")),
+    ],
+)
+def test_how_many_rows_there_are_is_open_where_that_depends_on_what_is_picked(
+    queryset: Any,
+) -> None:
+    assert judge(queryset, [A, B], []) is UNDETERMINED
+    assert judge(queryset, [A, B], [A]) is UNDETERMINED
 
 
 def test_a_column_of_such_a_name_leaves_nothing_open() -> None:
