@@ -465,6 +465,20 @@ def test_hits_of_the_fixture_are_compared_when_verifying(run: Run) -> None:
     assert "2 reads could have been answered from the cache, 1 of them wrongly.\n" in output
 
 
+def test_with_a_setting_that_verifies_a_difference_fails_a_test_by_itself(run: Run) -> None:
+    tests = """
+    @committing
+    def test_it():
+        Book.objects.create(title="right")
+        Book.objects.get(title="right")
+        by_the_back_door("UPDATE shop_book SET title = 'wrong'")
+        Book.objects.get(title="right")
+    """
+    result = run(tests, ini="ormcache = on", options={"VERIFY": 1})
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*Mismatch: The cache answers otherwise than the database*"])
+
+
 def test_without_verifying_the_same_tests_pass_and_nothing_is_summed_up(run: Run) -> None:
     result = run(SUITE)
     # Nobody raises a Mismatch.

@@ -59,7 +59,7 @@ def found() -> Iterator[list[dict[str, Any]]]:
 
 @pytest.fixture
 def verifying(cached: Watch, settings: Any) -> Watch:
-    settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1}
+    settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1, "ON_MISMATCH": "log"}
     return cached
 
 
@@ -130,6 +130,18 @@ def test_a_difference_raises_where_it_is_told_to(
     assert verifying.miss(names(using)) == ["wrong"]
 
 
+@pytest.mark.parametrize("options", [{"VERIFY": 1}, {"MODE": "shadow"}], ids=str)
+@on_databases("default", transaction=True)
+def test_in_a_test_a_difference_raises_by_default(
+    cached: Watch, author: Author, using: str, settings: Any, options: dict[str, Any]
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, **options}
+    cached.miss(names(using))
+    rename(using)
+    with pytest.raises(Mismatch):
+        names(using)()
+
+
 @on_pairs(*PAIRS, transaction=True)
 def test_in_shadow_the_database_answers_and_the_cache_is_compared(
     cached: Watch,
@@ -138,7 +150,7 @@ def test_in_shadow_the_database_answers_and_the_cache_is_compared(
     settings: Any,
     found: list[dict[str, Any]],
 ) -> None:
-    settings.ORMCACHE = {**settings.ORMCACHE, "MODE": "shadow"}
+    settings.ORMCACHE = {**settings.ORMCACHE, "MODE": "shadow", "ON_MISMATCH": "log"}
     with cached.expect("miss", "shadow hit"), CaptureQueriesContext(connections[using]) as asked:
         assert names(using)() == names(using)() == ["right"]
     assert len(asked) == 2
@@ -245,7 +257,8 @@ def test_what_another_program_has_announced_in_the_fence_is_no_mismatch(
     # The look has told all processes.
     assert cached.warm(names(using)) == ["new"]
     rename(using)
-    cached.hit(names(using))
+    with pytest.raises(Mismatch):
+        names(using)()
     assert of("tests_author", using)["mismatch"] == 1
 
 
