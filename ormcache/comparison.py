@@ -332,6 +332,8 @@ def compare(
     is_open = _leaves_open(text, vendor, is_sliced=order.is_sliced())
     if len(old) != len(new):
         return Verdict.UNDETERMINED if is_open and not order.is_counted else Verdict.DIFFERENT
+    if set(map(len, cached)) != set(map(len, truth)):
+        return Verdict.DIFFERENT
     if is_open:
         return Verdict.UNDETERMINED
     is_merging = _merges_spellings(text)

@@ -104,6 +104,12 @@ def test_nan_is_itself_in_an_order_too() -> None:
     assert judge(queryset, rows, rows[::-1]) is SAME
 
 
+@pytest.mark.parametrize("queryset", [authors, authors.order_by("name"), authors.order_by("?")])
+def test_rows_of_another_width_are_different(queryset: Any) -> None:
+    for other in [(), (1,), (1, "a", None)]:
+        assert judge(queryset, [A], [other]) is DIFFERENT
+
+
 def test_no_rows_are_no_rows() -> None:
     assert judge(authors, [], []) is SAME
     assert judge(authors, [], [A]) is DIFFERENT
