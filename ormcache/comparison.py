@@ -3,7 +3,8 @@
 Rows are compared in value and in type. In which order they come matters where the query orders
 them, and only as far as it does; which rows a LIMIT leaves is not determined either unless all
 of them are in order. Sums of floating-point numbers depend on the order in which the rows are
-added. A difference that the query leaves open proves nothing, and is not taken for one.
+added, and a collation decides which strings are one. A difference that the query leaves open
+proves nothing, and is not taken for one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any, NamedTuple
 
-from django.db.models.expressions import Col, Ref
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db.models.expressions import Col, Func, RawSQL, Ref
+from django.db.models.lookups import In
+from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable, Join
 
 from ormcache import codec, sql
@@ -36,7 +40,7 @@ class Verdict(enum.Enum):
     UNDETERMINED = enum.auto()
     """They differ, but the query would allow both."""
     ROUNDED = enum.auto()
-    """They differ in the last digits of what was summed up."""
+    """They differ in floating-point numbers that were summed up in some order."""
 
 
 class Order(NamedTuple):
@@ -50,6 +54,8 @@ class Order(NamedTuple):
     """How many rows it leaves out before the first."""
     end: int | None = None
     """How many it counts before it ends, with those it leaves out."""
+    is_counted: bool = False
+    """Whether it is certain how many rows there are, whatever is picked for them."""
 
     def is_sliced(self) -> bool:
         """Whether the query has a LIMIT or an OFFSET of its own."""
@@ -74,17 +80,26 @@ _PICK = frozenset(
     }
 )
 _SUMMING = ("sum", "avg", "total", "std", "var", "covar", "corr", "regr_")
-# Equal strings are one here, and which of the spellings stands for them is left open.
+# Equal values are one here, and which of their spellings stands for them is left open.
 _MERGING = frozenset({"distinct", "group", "union", "min", "max"})
 
 
 def _leaves_open(text: str, vendor: str, *, is_sliced: bool) -> bool:
-    """Whether a part of the query picks rows in no certain order: a subquery with a LIMIT."""
+    """Whether a part of the query picks rows in no certain order: a subquery with a LIMIT.
+
+    One directly in EXISTS, where Django always has one, picks nothing.
+    """
     limits = 1 if is_sliced else 0
     before = ""
+    # For each bracket that is open: whether it follows EXISTS.
+    inside: list[bool] = []
     for token in sql.tokens(text, vendor):
         word = token.folded if token.kind == "word" else ""
-        if word in ("limit", "fetch"):
+        if token.text == "(":
+            inside.append(before == "exists")
+        elif token.text == ")" and inside:
+            inside.pop()
+        if word in ("limit", "fetch") and not (inside and inside[-1]):
             limits -= 1
         if limits < 0 or word == "over" or word in _PICK:
             return True
@@ -98,8 +113,10 @@ def _sums(text: str) -> bool:
     return any(word.startswith(_SUMMING) for word in sql.words(text))
 
 
-def _merges_spellings(text: str, vendor: str) -> bool:
-    return vendor == "mysql" and not _MERGING.isdisjoint(sql.words(text))
+def _merges_spellings(text: str) -> bool:
+    # Every database has collations that take several texts for one, and Django need not know of
+    # them: PostgreSQL's may be nondeterministic, SQLite has NOCASE, MySQL has them by default.
+    return not _MERGING.isdisjoint(sql.words(text))
 
 
 # --- what the query says -------------------------------------------------------------------
@@ -131,13 +148,16 @@ def order_of(compiler: Any) -> Order:
     """
     query = compiler.query.chain()
     unknown = Order((), False, query.low_mark, query.high_mark)
-    if query.combinator or query.distinct_fields:
+    if query.combinator:
         return unknown
     own = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
     try:
         extra, order_by, group_by = own.pre_sql_setup()
     except Exception:
         # A compiler of another kind.
+        return unknown
+    unknown = unknown._replace(is_counted=_is_counted(own, order_by, group_by))
+    if query.distinct_fields:
         return unknown
     if group_by and own._meta_ordering:
         # Django leaves it out of the text.
@@ -200,6 +220,80 @@ def _names_a_row(query: Any, by: Sequence[Any]) -> bool:
     return bool(parts) and set(parts) <= set(fields)
 
 
+# --- how many rows there are ---------------------------------------------------------------
+
+
+def _is_counted(compiler: Any, order_by: Sequence[Any], group_by: Sequence[Any]) -> bool:
+    """Whether nothing that picks decides how many rows there are.
+
+    It may pick values and an order for them, as a window function or a limited subquery does that
+    is selected; and the rows that DISTINCT ON or a LIMIT leave, of which the number is certain.
+
+    Args:
+        compiler: a compiler of the query, after pre_sql_setup().
+        order_by: what that has returned.
+        group_by: likewise.
+    """
+    query = compiler.query
+    if type(query) is not Query or group_by or compiler.having or compiler.qualify:
+        return False
+    if query.distinct and not query.distinct_fields:
+        # What is picked tells the rows apart.
+        return False
+    values = [value for value, *_ in (*compiler.select, *order_by)]
+    try:
+        return all(map(_is_one_value, values)) and _is_certain(compiler, compiler.where)
+    except Exception:
+        # Expressions of other packages may want to be compiled in their place only.
+        return False
+
+
+def _is_one_value(expression: Any) -> bool:
+    """Whether it is one value in each row: a function that returns a set multiplies rows."""
+    return all(
+        type(part).__module__.startswith(("django.db.models.", "django.db.backends."))
+        # Those may call any function.
+        and type(part) not in (Func, RawSQL)
+        and not getattr(part, "extra", None)
+        and not getattr(part, "set_returning", False)
+        for part in expression.flatten()
+    )
+
+
+def _is_certain(compiler: Any, where: Any) -> bool:
+    """Whether nothing picks in the tables and the conditions."""
+    connection = compiler.connection
+    tables, _ = compiler.get_from_clause()
+    if _leaves_open(" ".join(tables), connection.vendor, is_sliced=False):
+        return False
+    return where is None or all(
+        _is_certain_condition(compiler, condition) for condition in where.leaves()
+    )
+
+
+def _is_certain_condition(compiler: Any, condition: Any) -> bool:
+    vendor = compiler.connection.vendor
+    try:
+        text, _ = compiler.compile(condition)
+    except (EmptyResultSet, FullResultSet):
+        # It holds for no row, or for all of them.
+        return True
+    if not _leaves_open(text, vendor, is_sliced=False):
+        return True
+    # A slice of rows that are all in order.
+    query = getattr(condition, "rhs", None)
+    if not isinstance(condition, In) or type(query) is not Query:
+        return False
+    left, _ = condition.process_lhs(compiler, compiler.connection)
+    inner = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
+    right, _ = inner.as_sql()
+    return (
+        not _leaves_open(left, vendor, is_sliced=False)
+        and not _leaves_open(right, vendor, is_sliced=query.is_sliced)
+        and order_of(inner).is_total
+    )
+
+
 # --- comparing -----------------------------------------------------------------------------
 
 
@@ -235,20 +329,26 @@ def compare(
     if old == new:
         return Verdict.SAME
     order = order_known()
-    if _leaves_open(text, vendor, is_sliced=order.is_sliced()):
-        return Verdict.UNDETERMINED
+    is_open = _leaves_open(text, vendor, is_sliced=order.is_sliced())
     if len(old) != len(new):
+        return Verdict.UNDETERMINED if is_open and not order.is_counted else Verdict.DIFFERENT
+    if set(map(len, cached)) != set(map(len, truth)):
         return Verdict.DIFFERENT
+    if is_open:
+        return Verdict.UNDETERMINED
+    is_merging = _merges_spellings(text)
+    if is_merging:
+        cached, truth = _spelt(cached), _spelt(truth)
     if _keys(cached, order) != _keys(truth, order):
         return Verdict.DIFFERENT
     if Counter(old) == Counter(new):
         return Verdict.DIFFERENT if order.is_total else Verdict.SAME
     if not order.is_total and (is_one_of_many or order.leaves_out(len(new))):
         return Verdict.UNDETERMINED
-    if _sums(text) and _are_close(cached, truth):
-        return Verdict.ROUNDED
-    if _merges_spellings(text, vendor) and _spelt(cached) == _spelt(truth):
+    if is_merging and Counter(_exact(cached)) == Counter(_exact(truth)):
         return Verdict.UNDETERMINED
+    if _sums(text) and _may_be_rounded(cached, truth, vendor):
+        return Verdict.ROUNDED
     return Verdict.DIFFERENT
 
 
@@ -277,6 +377,20 @@ def _keys(rows: Sequence[Row], order: Order) -> list[Row]:
     return [tuple(row[position] for position in order.keys[:count]) for row in rows]
 
 
+def _may_be_rounded(cached: Sequence[Row], truth: Sequence[Row], vendor: str) -> bool:
+    """Whether all but floats is alike, and these may be sums of the same numbers."""
+    if vendor == "sqlite":
+        # There rows that nobody has changed come in the same order. Its averages of integers and
+        # its sums of decimals are floats, too: leave them something to be compared by.
+        return _are_close(cached, truth)
+    # No difference is too large: if 1e16 is taken away again, no digit of the others need be left.
+    return Counter(_exact(_without_floats(cached))) == Counter(_exact(_without_floats(truth)))
+
+
+def _without_floats(rows: Sequence[Row]) -> list[Row]:
+    return [tuple(0.0 if type(value) is float else value for value in row) for row in rows]
+
+
 def _are_close(cached: Sequence[Row], truth: Sequence[Row]) -> bool:
     return all(
         len(old) == len(new) and all(map(_is_close, old, new))
@@ -300,12 +414,22 @@ def _is_close(one: Any, other: Any) -> bool:
     return _exact_row((one,)) == _exact_row((other,))
 
 
-def _spelt(rows: Sequence[Row]) -> Counter[bytes]:
-    """The rows without what a collation that ignores case and accents does not see."""
-    return Counter(_exact([tuple(map(_plain, row)) for row in rows]))
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+
+
+def _spelt(rows: Sequence[Row]) -> list[Row]:
+    """The rows without what equal values may differ in.
+
+    A collation may ignore case and accents; 0.0 is -0.0, and 1.0 is 1.00.
+    """
+    return [tuple(map(_plain, row)) for row in rows]
 
 
 def _plain(value: Any) -> Any:
+    if type(value) is float:
+        return value + 0.0
+    if type(value) is Decimal:
+        return value.normalize(_EXACT) if value.is_finite() else value
     if type(value) is not str:
         return value
     letters = unicodedata.normalize("NFKD", value.casefold()).rstrip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -77,7 +78,7 @@ def _share(default: float) -> Any:
     )
 
 
-def _choice(default: str, *choices: str) -> Any:
+def _choice(default: Any, *choices: str) -> Any:
     return _option(
         default,
         "one of " + ", ".join(repr(choice) for choice in choices),
@@ -187,7 +188,9 @@ class Settings:
     MODE: Literal["serve", "shadow"] = _choice("serve", "serve", "shadow")
     VERIFY: float = _share(0)
     AUDIT: float = _share(0)
-    ON_MISMATCH: Literal["log", "raise"] = _choice("log", "log", "raise")
+    ON_MISMATCH: Literal["log", "raise", Inherited.INHERITED] = _choice(
+        Inherited.INHERITED, "log", "raise"
+    )
     LEASE: float = _seconds(10)
     SOCKET_TIMEOUT: float = _seconds(1)
     ON_CACHE_FAILURE: Literal["raise", "fence", "open"] = _choice(
@@ -223,6 +226,23 @@ class Settings:
         if self.ON_CACHE_FAILURE == "fence" and self.fence_interval is None:
             return "raise"
         return self.ON_CACHE_FAILURE
+
+    @property
+    def on_mismatch(self) -> Literal["log", "raise"]:
+        """What a difference does. Not kept: tests may begin and end in the life of a process."""
+        if not isinstance(self.ON_MISMATCH, Inherited):
+            return self.ON_MISMATCH
+        return "raise" if _is_under_test() else "log"
+
+
+def _is_under_test() -> bool:
+    """Whether this process has called setup_test_environment(), as all test runners do.
+
+    ``django.core.mail.outbox`` would not do: a server has it, too, whose mails stay in memory. And
+    a server that has not imported the module need not do so for this.
+    """
+    utils = sys.modules.get("django.test.utils")
+    return hasattr(getattr(utils, "_TestState", None), "saved_data")
 
 
 _SECTIONS: dict[str, type[Any]] = {"DATABASES": DatabaseSettings, "MODELS": ModelSettings}

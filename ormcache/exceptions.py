@@ -47,5 +47,5 @@ class Corrupt(OrmcacheError, ValueError):
 class Mismatch(OrmcacheError, AssertionError):
     """The cache would have answered otherwise than the database, and no write can be the reason.
 
-    Raised only where ``ORMCACHE["ON_MISMATCH"]`` is ``"raise"``, as it should be in tests.
+    Raised only where ``ORMCACHE["ON_MISMATCH"]`` is ``"raise"``, as it is in tests by default.
     """

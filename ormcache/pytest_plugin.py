@@ -3,7 +3,7 @@
 In tests nothing is cached, unless a test asks for the fixture :func:`orm_cache`, the ini option
 ``ormcache`` is ``on``, or the whole suite is run with ``--ormcache-verify``. Then each read that
 the cache could have answered is compared with what the database says, and a difference fails the
-test.
+test, and the run.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def _table(model_or_table: type[models.Model] | str) -> str:
 
 
 @pytest.fixture
-def orm_cache(settings: Any) -> Iterator[OrmCache]:
+def orm_cache(request: pytest.FixtureRequest, settings: Any) -> Iterator[OrmCache]:
     """Queries are cached in this test, in a cache of its own with nothing in it.
 
     It is in local memory, whatever the cache of the project. In a transaction SQLite reads past
@@ -273,7 +273,11 @@ def orm_cache(settings: Any) -> Iterator[OrmCache]:
     if not _is_in_use():
         pytest.fail('"ormcache" is not in INSTALLED_APPS.', pytrace=False)
     usual = _with({})
-    settings.ORMCACHE = _with(_own_cache() | {"ENABLED": True, "MODE": "serve"})
+    changes = _own_cache() | {"ENABLED": True, "MODE": "serve"}
+    if _mode(request.config) == "verify":
+        # Not "shadow": the test is about hits, and may count queries.
+        changes |= {"VERIFY": 1, "ON_MISMATCH": "raise"}
+    settings.ORMCACHE = _with(changes)
     yield OrmCache()
     caches[_CACHE].clear()
     settings.ORMCACHE = usual
@@ -301,17 +305,40 @@ class Verifier:
     def _read(self, outcome: str, **kwargs: object) -> None:
         self.counts["hits"] += outcome in ("hit", "shadow hit")
 
+    # Fixtures read, too, before the test and after it; with a scope beyond the test, too.
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Generator[None, Any, Any]:
+        return (yield from self._watched())
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None, Any, Any]:
-        self._mismatches.clear()
-        result = yield
+        return (yield from self._watched())
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self) -> Generator[None, Any, Any]:
+        return (yield from self._watched())
+
+    def _watched(self) -> Generator[None, Any, Any]:
+        """Fails a phase of a test in which there was a difference."""
+        try:
+            result = yield
+        except BaseException:
+            # It fails anyway, most likely of the Mismatch: the next phase is not to blame.
+            self._mismatches.clear()
+            raise
         if self._mismatches:
             # The error that was raised has been caught by somebody.
             found = "\n".join(self._mismatches)
+            self._mismatches.clear()
             pytest.fail(f"The cache answers otherwise than the database:\n{found}", pytrace=False)
         return result
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.counts["mismatches"] and session.exitstatus == pytest.ExitCode.OK:
+            # No test has failed of it: it was expected to fail, or was run again, or it was in no
+            # test at all.
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         for tables in ormcache.statistics().values():
             for events in tables.values():
                 for event, number in events.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from django.core.exceptions import EmptyResultSet
+from django.db.models.expressions import ColPairs
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI, SINGLE
 
 from ormcache import (
@@ -190,10 +191,10 @@ def _ask(
             plan = complete(compiler, plan, settings)
         finally:
             lookup = wait()
-        result = _decoded(lookup, plan, route)
+        result = _decoded(lookup, plan, route, compiler)
     else:
         lookup = look_up(route, plan)
-        result = _decoded(lookup, plan, route)
+        result = _decoded(lookup, plan, route, compiler)
         if result is None:
             plan = complete(compiler, plan, settings)
         elif template is not None:
@@ -258,14 +259,33 @@ class Read(NamedTuple):
         return look_up(self.route, self.plan).vector == self.vector
 
 
-def _decoded(lookup: Lookup, plan: Plan, route: Route) -> codec.Result | None:
+def _decoded(lookup: Lookup, plan: Plan, route: Route, compiler: Any) -> codec.Result | None:
     if lookup.entry is None:
         return None
+    template = plan.template
     try:
-        return codec.decode(codec.unseal(lookup.entry))
+        result = codec.decode(codec.unseal(lookup.entry))
+        rows = result.rows
+        if rows:
+            # All of them are as wide as the first. Nobody looks at that any more after this.
+            width = _width(compiler) if template is None else template.width
+            if width is not None and len(rows[0]) != width:
+                raise Corrupt("rows of another width")
+        return result
     except Corrupt:
         counters.count_read(route.alias, plan.tables, "corrupt")
         return None
+
+
+def _width(compiler: Any) -> int | None:
+    """How many columns Django keeps of each row of a compiled query; None if it is not certain."""
+    if not type(compiler).__module__.startswith("django.db.") or compiler.query.combinator:
+        return None
+    if any(type(expression) is ColPairs for expression, *_ in compiler.select or ()):
+        # A composite key, which counts as one.
+        return None
+    width: int = compiler.col_count
+    return width
 
 
 _UNREACHABLE = Lookup(None, None, Reason.CACHE_UNREACHABLE)

@@ -228,7 +228,7 @@ def _taken_apart(compiler: Any, sql: str, params: tuple[Any, ...]) -> Text | Non
 class Template:
     """What the first query of a shape left behind."""
 
-    __slots__ = ("compiled", "digest", "elsewhere", "kept", "missed", "tables", "text")
+    __slots__ = ("compiled", "digest", "elsewhere", "kept", "missed", "tables", "text", "width")
 
     def __init__(
         self,
@@ -247,6 +247,8 @@ class Template:
         self.text = _taken_apart(compiler, sql, params)
         """None if misses are compiled as a whole."""
         self.compiled = tuple(getattr(compiler, name) for name in _COMPILED)
+        self.width: int = compiler.col_count
+        """How many columns Django keeps of each row."""
         # Fields are told apart by id(): they must not be collected while the shape is known.
         self.kept = tuple(_fields(compiler.query))
         facts = (

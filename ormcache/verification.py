@@ -77,7 +77,7 @@ def is_due(share: float) -> bool:
 def verified(read: Read, cached: Result) -> Result:
     """What the cache has, or what the database says if that differs.
 
-    Raises Mismatch if they differ and ``ON_MISMATCH`` is "raise".
+    Raises Mismatch if they differ and ``ON_MISMATCH`` comes to "raise".
     """
     try:
         truth = check(read, cached)
@@ -98,7 +98,7 @@ def shadow(
         answer: makes rows of what the database has said; raises NotEncodable.
         reason: why it must not be compared, or None.
 
-    Raises Mismatch if they differ and ``ON_MISMATCH`` is "raise".
+    Raises Mismatch if they differ and ``ON_MISMATCH`` comes to "raise".
     """
     try:
         if reason is not None:
@@ -115,7 +115,7 @@ def check(read: Read, cached: Result) -> list[Row] | None:
 
     Raises:
         Unverified: the two prove nothing, for a reason.
-        Mismatch: they differ, and ``ON_MISMATCH`` is "raise".
+        Mismatch: they differ, and ``ON_MISMATCH`` comes to "raise".
     """
     (rows, has_more), reason = read.from_database(functools.partial(_ask, read))
     if reason is not None:
@@ -205,5 +205,5 @@ def _tell(read: Read, cached: list[Row], truth: list[Row]) -> None:
         truth=truth,
         shadow=route.is_shadow,
     )
-    if read.settings.ON_MISMATCH == "raise":
+    if read.settings.on_mismatch == "raise":
         raise Mismatch(message)

@@ -175,8 +175,14 @@ def test_each_entry_has_the_same_chance() -> None:
 def test_entries_that_nobody_is_given_any_more_are_not_compared(noting: Watch, using: str) -> None:
     noting.miss(lambda: list(Author.objects.all()))
     Author.objects.create(name="new")
-    assert "    gone: 1\n" in run("--database", using)
-    assert ormcache.statistics()[using]["tests_author"].get("verified") is None
+    noting.miss(lambda: Author.objects.get(name="right"))
+    assert "  compared: 1\n    same: 1\n  not compared: 1\n    gone: 1\n" in run(
+        "--database", using
+    )
+    Author.objects.create(name="newer")
+    counters.reset()
+    assert "  compared: 0\n  not compared: 2\n    gone: 2\n" in run("--database", using)
+    assert "verified" not in ormcache.statistics().get(using, {}).get("tests_author", {})
 
 
 @on_databases("default", transaction=True)
@@ -263,6 +269,31 @@ def test_a_cache_that_does_not_answer_is_an_error(
     assert fails("--database", using)[1] == (
         "default: the cache 'redis' does not answer: out of order"
     )
+
+
+@on_databases("default", transaction=True)
+@on_caches("redis")
+def test_what_was_found_before_the_cache_failed_is_told(
+    noting: Watch, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        noting.miss(lambda number=number: list(Author.objects.filter(pk__gt=-number)))
+    execute(using, "UPDATE tests_author SET name = 'wrong'")
+    note_of, asked = RedisStore.note_of, []
+
+    def fail_at_last(self: RedisStore, *args: Any) -> Any:
+        asked.append(args)
+        if len(asked) > 2:
+            raise CacheError("out of order")
+        return note_of(self, *args)
+
+    monkeypatch.setattr(RedisStore, "note_of", fail_at_last)
+    output, error = fails("--database", using)
+    assert "  compared: 2\n    different: 2\n  different: tests_author\n" in output
+    assert error.splitlines() == [
+        "default: 2 of 2 entries were wrong, and are dropped.",
+        "default: the cache 'redis' does not answer: out of order",
+    ]
 
 
 @on_databases("postgresql", transaction=True)

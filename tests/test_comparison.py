@@ -7,8 +7,24 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from django.db.models import Avg, Count, F, OuterRef, Q, StdDev, Subquery, Sum, Value, Window
-from django.db.models.functions import RowNumber
+from django.db.models import (
+    Avg,
+    Count,
+    Exists,
+    F,
+    FilteredRelation,
+    Func,
+    Min,
+    OuterRef,
+    Q,
+    StdDev,
+    Subquery,
+    Sum,
+    Value,
+    Window,
+)
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Lower, Random, RowNumber
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,13 +40,20 @@ authors = Author.objects.values_list("pk", "name")
 numbers = EveryField.objects.values_list("float")
 
 
-def judge(queryset: Any, cached: Any, truth: Any, using: str = "default", **facts: Any) -> Verdict:
+def judge(
+    queryset: Any,
+    cached: Any,
+    truth: Any,
+    using: str = "default",
+    vendor: str | None = None,
+    **facts: Any,
+) -> Verdict:
     compiler = queryset.query.get_compiler(using)
     text = compiler.as_sql()[0]
 
     def say(one: list[Any], other: list[Any]) -> Verdict:
-        vendor = compiler.connection.vendor
-        return compare(one, other, text, vendor, lambda: order_of(compiler), **facts)
+        kind = vendor or compiler.connection.vendor
+        return compare(one, other, text, kind, lambda: order_of(compiler), **facts)
 
     verdict = say(list(cached), list(truth))
     # It says the same of the answers the other way round.
@@ -79,6 +102,12 @@ def test_nan_is_itself_in_an_order_too() -> None:
     queryset = EveryField.objects.order_by("float").values_list("float", "integer")
     rows = [(float("nan"), 1), (float("nan"), 2)]
     assert judge(queryset, rows, rows[::-1]) is SAME
+
+
+@pytest.mark.parametrize("queryset", [authors, authors.order_by("name"), authors.order_by("?")])
+def test_rows_of_another_width_are_different(queryset: Any) -> None:
+    for other in [(), (1,), (1, "a", None)]:
+        assert judge(queryset, [A], [other]) is DIFFERENT
 
 
 def test_no_rows_are_no_rows() -> None:
@@ -153,7 +182,7 @@ def test_a_union_is_in_no_order_that_is_known_here() -> None:
 def test_the_query_is_left_as_it_is() -> None:
     compiler = Author.objects.order_by("name").query.get_compiler("default")
     before = dict(vars(compiler)), compiler.query.alias_refcount.copy()
-    assert order_of(compiler) == Order((1,))
+    assert order_of(compiler) == Order((1,), is_counted=True)
     assert (dict(vars(compiler)), compiler.query.alias_refcount) == before
 
 
@@ -198,13 +227,16 @@ def test_one_row_of_many_is_any_of_them() -> None:
 # --- parts that pick -------------------------------------------------------------------------
 
 
+books_of = Book.objects.filter(author=OuterRef("pk"))
+any_title = Subquery(books_of.values("title")[:1])
+row_number = Window(RowNumber(), order_by=F("pk").asc())
+
+
 @pytest.mark.parametrize(
     "queryset",
     [
         authors.filter(pk__in=Author.objects.all()[:3]),
-        Author.objects.values_list(
-            "pk", Subquery(Book.objects.filter(author=OuterRef("pk")).values("title")[:1])
-        ),
+        Author.objects.values_list("pk", any_title),
         Author.objects.values_list("pk", Window(RowNumber())),
         authors.order_by("?"),
         Author.objects.extra(select={"x": "group_concat(name)"}).values_list("pk", "x"),
@@ -216,9 +248,85 @@ def test_what_picks_rows_inside_leaves_everything_open(queryset: Any) -> None:
 
 
 @needs("postgresql")
-def test_distinct_on_leaves_everything_open() -> None:
+def test_distinct_on_leaves_open_which_rows_there_are_and_not_how_many() -> None:
     queryset = authors.order_by("name").distinct("name")
     assert judge(queryset, [(1, "a")], [(2, "a")], "postgresql") is UNDETERMINED
+    assert judge(queryset, [(1, "a")], [], "postgresql") is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        authors.filter(Exists(books_of)),
+        authors.exclude(books__title="x"),
+        authors.filter(Exists(books_of.filter(Exists(Author.objects.filter(name="x"))))),
+        Author.objects.annotate(e=Exists(books_of)).values_list("pk", "e"),
+        authors.filter(Exists(books_of)).order_by("pk")[:3],
+    ],
+)
+def test_a_limit_in_exists_picks_nothing(queryset: Any) -> None:
+    assert " LIMIT 1)" in str(queryset.query)
+    assert judge(queryset, [A], [B]) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        Author.objects.annotate(n=row_number).values_list("pk", "n"),
+        Author.objects.annotate(n=row_number).values_list("pk", "n")[:5],
+        Author.objects.annotate(n=row_number).values_list("pk", "n")[3:5],
+        Author.objects.values_list("pk", any_title).filter(name="x"),
+        authors.order_by("?"),
+        authors.order_by(any_title),
+        authors.filter(pk__in=Author.objects.order_by("pk")[:5].values("pk")),
+        authors.filter(pk__in=Author.objects.order_by("name", "-pk")[:5]),
+        Book.objects.filter(author__in=Author.objects.order_by("pk")[:5]).values_list(
+            "pk", "pages"
+        ),
+    ],
+)
+def test_how_many_rows_there_are_is_not_open_where_only_their_values_are_picked(
+    queryset: Any,
+) -> None:
+    assert judge(queryset, [A, B], []) is DIFFERENT
+    assert judge(queryset, [A, B], [A]) is DIFFERENT
+    assert judge(queryset, [A, B], [A, C]) is UNDETERMINED
+
+
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        # Conditions on what is picked.
+        Author.objects.annotate(n=row_number).filter(n=1).values_list("pk", "n"),
+        authors.filter(pk__in=Author.objects.all()[:3]),
+        authors.exclude(pk__in=Author.objects.order_by("name")[:3]),
+        authors.filter(name="x", pk__in=Author.objects.order_by("born")[:3]),
+        Author.objects.annotate(t=any_title).filter(t="x").values_list("pk", "name"),
+        authors.extra(where=["random() < 0.5"]),
+        authors.filter(
+            pk__in=Author.objects.filter(pk__in=Author.objects.all()[:4]).order_by("pk")[:3]
+        ),
+        authors.filter(pk__in=Author.objects.filter(pk__in=Author.objects.all()[:4])),
+        authors.filter(Exists(books_of.filter(pk__in=Book.objects.all()[:3]))),
+        authors.annotate(
+            b=FilteredRelation("books", condition=Q(books__pages__gt=Random()))
+        ).filter(b__title="x"),
+        # What is picked tells rows or groups apart.
+        Author.objects.annotate(n=row_number).values_list("name", "n").distinct(),
+        authors.annotate(n=row_number).union(authors.annotate(n=row_number)),
+        Author.objects.values_list(any_title).annotate(n=Count("pk")),
+        # A function that may return a set.
+        Author.objects.values_list("pk", RawSQL("unnest(array_agg(x))", ())),
+        Author.objects.values_list("pk", Func(any_title, function="unnest")),
+        Author.objects.values_list("pk", Lower(any_title, function="unnest")),
+        authors.order_by(Func(any_title, function="unnest")),
+    ],
+)
+def test_how_many_rows_there_are_is_open_where_that_depends_on_what_is_picked(
+    queryset: Any,
+) -> None:
+    assert judge(queryset, [A, B], []) is UNDETERMINED
+    assert judge(queryset, [A, B], [A]) is UNDETERMINED
 
 
 def test_a_column_of_such_a_name_leaves_nothing_open() -> None:
@@ -226,13 +334,44 @@ def test_a_column_of_such_a_name_leaves_nothing_open() -> None:
     assert judge(queryset, [A], [B]) is DIFFERENT
 
 
-@needs("mariadb")
-def test_which_spelling_stands_for_all_is_open_where_a_collation_takes_them_for_one() -> None:
-    names = Author.objects.values_list("name").distinct()
-    assert judge(names, [("Émile ",)], [("emile",)], "mariadb") is UNDETERMINED
-    assert judge(names, [("Émile",)], [("Emil",)], "mariadb") is DIFFERENT
-    assert judge(names, [("Émile",)], [("emile",)], "default") is DIFFERENT
-    assert judge(authors, [(1, "Émile")], [(1, "emile")], "mariadb") is DIFFERENT
+ANYWHERE = pytest.mark.parametrize("vendor", ["sqlite", "postgresql", "mysql"])
+
+
+@ANYWHERE
+@pytest.mark.parametrize(
+    "names",
+    [
+        Author.objects.values_list("name").distinct(),
+        Author.objects.values_list(Min("name")),
+        Author.objects.values_list("name").annotate(n=Count("pk")).values_list("name"),
+        Author.objects.values_list("name").union(Author.objects.values_list("name")),
+    ],
+    ids=["DISTINCT", "MIN", "GROUP BY", "UNION"],
+)
+def test_which_spelling_stands_for_all_is_open_where_a_collation_may_take_them_for_one(
+    vendor: str, names: Any
+) -> None:
+    assert judge(names, [("Émile ",)], [("emile",)], vendor=vendor) is UNDETERMINED
+    assert judge(names, [("Émile",)], [("Emil",)], vendor=vendor) is DIFFERENT
+    assert judge(authors, [(1, "Émile")], [(1, "emile")], vendor=vendor) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        (0.0, -0.0, 1.0),
+        (Decimal("1.0"), Decimal("1.00"), Decimal("1.01")),
+        # More digits than a context of decimal has by default.
+        (Decimal(f"1.{'0' * 40}10"), Decimal(f"1.{'0' * 40}1"), Decimal(f"1.{'0' * 40}11")),
+    ],
+)
+def test_which_of_equal_numbers_stands_for_all_is_open(one: Any, other: Any, apart: Any) -> None:
+    queryset = EveryField.objects.values_list("decimal").distinct()
+    assert judge(queryset, [(one,)], [(other,)]) is UNDETERMINED
+    assert judge(queryset, [(one,)], [(apart,)]) is DIFFERENT
+    nan = Decimal("NaN")
+    assert judge(queryset, [(nan,)], [(nan,)]) is SAME
+    assert judge(queryset, [(nan,)], [(one,)]) is DIFFERENT
 
 
 # --- sums of floats --------------------------------------------------------------------------
@@ -240,14 +379,48 @@ def test_which_spelling_stands_for_all_is_open_where_a_collation_takes_them_for_
 THIRD, NEARLY = 0.1 + 0.2, 0.3
 
 
-@pytest.mark.parametrize("function", [Sum, Avg, StdDev], ids=lambda f: f.__name__)
-def test_the_last_digits_of_what_was_summed_up_are_open(function: Any) -> None:
+def summed(function: Any) -> Any:
     queryset = EveryField.objects.values("integer").annotate(x=function("float"))
-    queryset = queryset.values_list("integer", "x")
-    assert judge(queryset, [(1, THIRD), (2, 5.0)], [(2, 5.0), (1, NEARLY)]) is ROUNDED
-    assert judge(queryset, [(1, THIRD)], [(1, 0.31)]) is DIFFERENT
-    assert judge(queryset, [(1, THIRD)], [(2, NEARLY)]) is DIFFERENT
-    assert judge(queryset, [(1, THIRD)], [(1, None)]) is DIFFERENT
+    return queryset.values_list("integer", "x")
+
+
+SUMMING = pytest.mark.parametrize("function", [Sum, Avg, StdDev], ids=lambda f: f.__name__)
+
+
+@ANYWHERE
+@SUMMING
+def test_the_last_digits_of_what_was_summed_up_are_open(function: Any, vendor: str) -> None:
+    queryset = summed(function)
+    rows = [(1, THIRD), (2, 5.0)]
+    assert judge(queryset, rows, [(2, 5.0), (1, NEARLY)], vendor=vendor) is ROUNDED
+    assert judge(queryset, [(1, THIRD)], [(2, NEARLY)], vendor=vendor) is DIFFERENT
+    assert judge(queryset, [(1, THIRD)], [(1, None)], vendor=vendor) is DIFFERENT
+    assert judge(queryset, [(1, THIRD)], [(1, THIRD), (2, 5.0)], vendor=vendor) is DIFFERENT
+
+
+@pytest.mark.parametrize("vendor", ["postgresql", "mysql"])
+@SUMMING
+def test_all_digits_are_open_where_rows_are_summed_up_in_any_order(
+    function: Any, vendor: str
+) -> None:
+    # 1e16 + 1.0 - 1e16 and 1e16 - 1e16 + 1.0
+    for one, other in [(0.0, 1.0), (1e308, float("inf")), (float("nan"), 1.0)]:
+        assert judge(summed(function), [(1, one)], [(1, other)], vendor=vendor) is ROUNDED
+        assert judge(summed(function), [(1, one)], [(2, other)], vendor=vendor) is DIFFERENT
+
+
+@ANYWHERE
+def test_the_spelling_is_open_in_an_order_and_beside_a_sum_too(vendor: str) -> None:
+    ordered = Author.objects.values_list("name").distinct().order_by("name")
+    assert judge(ordered, [("a",), ("b",)], [("A",), ("b",)], vendor=vendor) is UNDETERMINED
+    assert judge(ordered, [("a",), ("b",)], [("b",), ("A",)], vendor=vendor) is DIFFERENT
+    grouped = EveryField.objects.values("char").annotate(x=Sum("float")).values_list("char", "x")
+    assert judge(grouped, [("a", THIRD)], [("A", NEARLY)], vendor=vendor) is ROUNDED
+
+
+@SUMMING
+def test_only_the_last_digits_are_open_where_rows_stay_in_their_order(function: Any) -> None:
+    assert judge(summed(function), [(1, THIRD)], [(1, 0.31)]) is DIFFERENT
 
 
 def test_the_last_digits_of_a_column_are_not_open() -> None:

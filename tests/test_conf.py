@@ -1,12 +1,17 @@
 """The ORMCACHE setting: defaults, types, and what is said of mistakes."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
+from django.core.mail.backends.locmem import EmailBackend
 from django.test import override_settings
+from django.test.utils import setup_test_environment, teardown_test_environment
 
 from ormcache import conf
 from ormcache.conf import DatabaseSettings, Inherited, ModelSettings, Settings
@@ -25,7 +30,7 @@ DEFAULTS = {
     "MODE": "serve",
     "VERIFY": 0,
     "AUDIT": 0,
-    "ON_MISMATCH": "log",
+    "ON_MISMATCH": Inherited.INHERITED,
     "LEASE": 10,
     "SOCKET_TIMEOUT": 1,
     "ON_CACHE_FAILURE": "fence",
@@ -120,6 +125,32 @@ def test_the_policy_and_the_looks_into_the_fence_go_together(
     settings, _ = conf.parse(raw)
     assert settings.fence_interval == interval
     assert settings.on_cache_failure == policy
+
+
+@pytest.mark.parametrize("raw", [{}, {"ON_MISMATCH": "log"}, {"ON_MISMATCH": "raise"}], ids=str)
+def test_a_difference_raises_in_tests_and_is_logged_elsewhere_unless_it_is_set(raw: Any) -> None:
+    settings, _ = conf.parse(raw)
+    assert settings.on_mismatch == raw.get("ON_MISMATCH", "raise")
+    teardown_test_environment()
+    try:
+        assert settings.on_mismatch == raw.get("ON_MISMATCH", "log")
+        # A server whose mails stay in memory is under no test.
+        EmailBackend()
+        assert hasattr(mail, "outbox")
+        assert settings.on_mismatch == raw.get("ON_MISMATCH", "log")
+        del mail.outbox
+    finally:
+        setup_test_environment()
+    assert settings.on_mismatch == raw.get("ON_MISMATCH", "raise")
+
+
+def test_to_know_that_it_runs_in_no_test_a_process_imports_nothing_of_tests() -> None:
+    code = (
+        "import sys; from ormcache.conf import Settings; print(Settings().on_mismatch); "
+        "print('django.test' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["log", "False"]
 
 
 def test_each_option_is_tried_here() -> None:

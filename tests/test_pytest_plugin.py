@@ -382,6 +382,103 @@ def test_differences_fail_tests_and_are_counted(run: Run, arguments: list[str]) 
         assert f"FAILED test_shop.py::{name} " in output
 
 
+CAUGHT = """
+    def stale():
+        Book.objects.create(title="right")
+        Book.objects.get(title="right")
+        by_the_back_door("UPDATE shop_book SET title = 'wrong'")
+        try:
+            Book.objects.get(title="right")
+        except (Mismatch, Book.DoesNotExist):
+            pass
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=str)
+def test_a_difference_in_a_fixture_is_an_error_also_if_somebody_catches_it(
+    run: Run, arguments: list[str]
+) -> None:
+    tests = """
+    @pytest.fixture
+    def before(transactional_db):
+        stale()
+
+    def test_before(before):
+        pass
+
+    def test_that_is_right():
+        pass
+
+    @pytest.fixture
+    def after(transactional_db):
+        yield
+        stale()
+
+    def test_after(after):
+        pass
+    """
+    result = run(CAUGHT + tests, "--ormcache-verify", *arguments)
+    result.assert_outcomes(passed=2, errors=2)
+    output = result.stdout.str()
+    assert "ERROR test_shop.py::test_before " in output
+    assert "ERROR test_shop.py::test_after " in output
+    assert "2 reads could have been answered from the cache, 2 of them wrongly.\n" in output
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=str)
+def test_a_difference_fails_the_run_if_it_fails_no_test(run: Run, arguments: list[str]) -> None:
+    tests = """
+    @pytest.mark.xfail
+    @committing
+    def test_it():
+        stale()
+    """
+    result = run(CAUGHT + tests, "--ormcache-verify", *arguments)
+    result.assert_outcomes(xfailed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_run_without_differences_succeeds_when_verifying(run: Run) -> None:
+    tests = """
+    @committing
+    def test_it():
+        assert Book.objects.count() == Book.objects.count()
+    """
+    assert run(tests, "--ormcache-verify").ret == pytest.ExitCode.OK
+
+
+def test_hits_of_the_fixture_are_compared_when_verifying(run: Run) -> None:
+    tests = """
+    @committing
+    def test_that_is_wrong(orm_cache):
+        stale()
+
+    @committing
+    def test_that_is_right(orm_cache, django_assert_num_queries):
+        with django_assert_num_queries(1), orm_cache.assert_misses(1), orm_cache.assert_hits(1):
+            assert Book.objects.count() == Book.objects.count()
+    """
+    result = run(CAUGHT + tests, "--ormcache-verify")
+    result.assert_outcomes(passed=1, failed=1)
+    output = result.stdout.str()
+    assert "FAILED test_shop.py::test_that_is_wrong " in output
+    assert "2 reads could have been answered from the cache, 1 of them wrongly.\n" in output
+
+
+def test_with_a_setting_that_verifies_a_difference_fails_a_test_by_itself(run: Run) -> None:
+    tests = """
+    @committing
+    def test_it():
+        Book.objects.create(title="right")
+        Book.objects.get(title="right")
+        by_the_back_door("UPDATE shop_book SET title = 'wrong'")
+        Book.objects.get(title="right")
+    """
+    result = run(tests, ini="ormcache = on", options={"VERIFY": 1})
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*Mismatch: The cache answers otherwise than the database*"])
+
+
 def test_without_verifying_the_same_tests_pass_and_nothing_is_summed_up(run: Run) -> None:
     result = run(SUITE)
     # Nobody raises a Mismatch.

@@ -14,6 +14,8 @@ import msgpack
 import pytest
 from django.core.cache import caches
 from django.db import connections
+from django.db.models import Max, Min
+from django.db.models.functions import Upper
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -24,11 +26,11 @@ from ormcache.exceptions import Corrupt
 from ormcache.routers.namespaces import namespace
 from ormcache.stores import strict_store
 from ormcache.stores.standard import StandardStore
-from tests.factories import AuthorFactory
+from tests.factories import AuthorFactory, BookFactory
 from tests.factories import using as factories_using
 from tests.interleaving import route_of, store_of
 from tests.marks import on_caches, on_databases, on_pairs
-from tests.models import Author
+from tests.models import Author, Book
 from tests.watching import Watch, wait_for_quarantine
 
 # --- entries by the back door ----------------------------------------------------------------
@@ -183,6 +185,50 @@ def test_bytes_that_were_taken_out_doubled_or_put_in_are_a_miss(attacked: Attack
             attacked.is_harmless(changed)
 
     check()
+
+
+def narrow_and_wide(rows: list[tuple[Any, ...]]) -> Iterator[bytes]:
+    """Well-formed answers with a column less and a column more."""
+    for changed in ([row[:-1] for row in rows], [(*row, 1) for row in rows]):
+        yield codec.seal(codec.encode(codec.Result(changed, "list")))
+
+
+@on_each
+def test_rows_that_are_too_narrow_or_too_wide_are_a_miss(attacked: Attacked) -> None:
+    for payload in narrow_and_wide([(attacked.authors[0].pk, "one")]):
+        attacked.is_harmless(payload)
+
+
+@on_databases("default", transaction=True)
+@on_caches("locmem")
+@pytest.mark.parametrize(
+    "question",
+    [
+        # Compiled each time, as neither has a shape.
+        lambda: list(Author.objects.annotate(upper=Upper("name"))),
+        lambda: Author.objects.annotate(upper=Upper("name")).aggregate(Max("upper"), Min("upper")),
+        # Of a known shape.
+        lambda: list(Author.objects.all()),
+        lambda: list(Author.objects.values_list("pk", "name").distinct().order_by("born")),
+        lambda: Author.objects.aggregate(Max("name"), Min("name")),
+        lambda: list(Book.objects.select_related("author")),
+    ],
+)
+def test_the_width_of_rows_is_known_of_every_kind_of_question(
+    cached: Watch, cache: str, using: str, question: Callable[[], Any]
+) -> None:
+    caches[cache].clear()
+    BookFactory(author__name="one")
+    # Twice: the second time, its shape is known if it has any.
+    right = cached.warm(question)
+    vault = Vault(using, cache)
+    (name,) = vault.names()
+    vector, payload = vault.get(name)
+    rows = codec.decode(codec.unseal(payload)).rows
+    for planted in narrow_and_wide(rows):
+        vault.put(name, vector, planted)
+        assert cached.call(question) == (right, ["miss"])
+        assert cached.call(question) == (right, ["hit"])
 
 
 BOMBS = {

@@ -10,6 +10,8 @@ import pytest
 from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
 from django.core.management import call_command
 from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db.models import Min, Sum
+from django.db.models.functions import Collate
 from django.test.utils import CaptureQueriesContext
 
 import ormcache
@@ -22,7 +24,7 @@ from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.factories import using as factories_using
 from tests.interleaving import route_of, session, store_of
 from tests.marks import on_caches, on_databases, on_pairs
-from tests.models import Author, Book
+from tests.models import Author, Book, EveryField
 from tests.queries import QUERIES
 from tests.watching import Watch
 
@@ -57,7 +59,7 @@ def found() -> Iterator[list[dict[str, Any]]]:
 
 @pytest.fixture
 def verifying(cached: Watch, settings: Any) -> Watch:
-    settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1}
+    settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1, "ON_MISMATCH": "log"}
     return cached
 
 
@@ -128,6 +130,18 @@ def test_a_difference_raises_where_it_is_told_to(
     assert verifying.miss(names(using)) == ["wrong"]
 
 
+@pytest.mark.parametrize("options", [{"VERIFY": 1}, {"MODE": "shadow"}], ids=str)
+@on_databases("default", transaction=True)
+def test_in_a_test_a_difference_raises_by_default(
+    cached: Watch, author: Author, using: str, settings: Any, options: dict[str, Any]
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, **options}
+    cached.miss(names(using))
+    rename(using)
+    with pytest.raises(Mismatch):
+        names(using)()
+
+
 @on_pairs(*PAIRS, transaction=True)
 def test_in_shadow_the_database_answers_and_the_cache_is_compared(
     cached: Watch,
@@ -136,7 +150,7 @@ def test_in_shadow_the_database_answers_and_the_cache_is_compared(
     settings: Any,
     found: list[dict[str, Any]],
 ) -> None:
-    settings.ORMCACHE = {**settings.ORMCACHE, "MODE": "shadow"}
+    settings.ORMCACHE = {**settings.ORMCACHE, "MODE": "shadow", "ON_MISMATCH": "log"}
     with cached.expect("miss", "shadow hit"), CaptureQueriesContext(connections[using]) as asked:
         assert names(using)() == names(using)() == ["right"]
     assert len(asked) == 2
@@ -243,7 +257,8 @@ def test_what_another_program_has_announced_in_the_fence_is_no_mismatch(
     # The look has told all processes.
     assert cached.warm(names(using)) == ["new"]
     rename(using)
-    cached.hit(names(using))
+    with pytest.raises(Mismatch):
+        names(using)()
     assert of("tests_author", using)["mismatch"] == 1
 
 
@@ -464,3 +479,35 @@ def test_where_rows_lie_on_disk_makes_no_mismatch(
     counts = ormcache.statistics()[using]["tests_book"]
     doubts = sum(number for event, number in counts.items() if event.startswith("unverified: "))
     assert counts["verified"] > 5 * doubts > 0, counts
+
+
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_rows_that_have_only_moved_on_disk_are_no_difference(
+    verifying: Watch, using: str, settings: Any
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_MISMATCH": "raise"}
+    for number in (1e16, -1e16, 1.0):
+        EveryField.objects.using(using).create(float=number)
+    for name in ("a", "A"):
+        Author.objects.using(using).create(name=name)
+    authors = Author.objects.using(using).annotate(n=Collate("name", "ormcache_test"))
+    questions: list[Callable[[], Any]] = [
+        lambda: EveryField.objects.using(using).aggregate(Sum("float")),
+        lambda: list(authors.values_list("n", flat=True).distinct()),
+        lambda: authors.aggregate(Min("n")),
+    ]
+    execute(
+        using,
+        "CREATE COLLATION ormcache_test "
+        "(provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+    )
+    try:
+        before = [verifying.warm(question) for question in questions]
+        execute(using, "UPDATE tests_author SET name = name WHERE name = 'a'")
+        execute(using, "UPDATE tests_everyfield SET float = float WHERE float = 1e16")
+        assert [verifying.hit(question) for question in questions] == before
+        with ormcache.disabled():
+            # Rows come in another order indeed.
+            assert questions[0]() != before[0]
+    finally:
+        execute(using, "DROP COLLATION ormcache_test")

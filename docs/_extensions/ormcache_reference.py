@@ -123,6 +123,8 @@ def _default(name: str, field: dataclasses.Field[Any]) -> str:
         return "`{}`"
     if name == "FENCE":
         return f"`{conf.DEFAULT_FENCE:g}` if `ON_CACHE_FAILURE` is `'fence'`, otherwise `None`"
+    if name == "ON_MISMATCH":
+        return "`'raise'` in tests, otherwise `'log'`"
     if "." in name and field.default in (None, conf.Inherited.INHERITED):
         return "what the surrounding setting says"
     return f"`{field.default!r}`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError
+from collections import Counter
 from typing import Any
 
 from django import db
@@ -13,7 +14,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils.connection import ConnectionDoesNotExist
 
 import ormcache
-from ormcache.auditing import Audit
+from ormcache.auditing import DIFFERENT, SAME, Audit
 from ormcache.conf import Settings, current
 from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
@@ -180,10 +181,10 @@ class Command(BaseCommand):
                 self.stdout.write(f"  {table or '(before compiling)'}: {row}")
 
     def audit(self, database: str | None, limit: int, **options: Any) -> None:
-        failures = []
+        failures: list[str] = []
         for alias in [database] if database else list(connections):
             try:
-                failures += self._audit(alias, limit, is_chosen=database is not None)
+                self._audit(alias, limit, failures, is_chosen=database is not None)
             except db.Error as error:
                 failures.append(f"{alias}: the database does not answer: {error}")
             except CacheError as error:
@@ -192,33 +193,58 @@ class Command(BaseCommand):
         if failures:
             raise CommandError("\n".join(failures))
 
-    def _audit(self, alias: str, limit: int, *, is_chosen: bool) -> list[str]:
-        """Audit one database; what is wrong with it."""
+    def _audit(self, alias: str, limit: int, failures: list[str], *, is_chosen: bool) -> None:
+        """Audit one database, and add what is wrong with it to ``failures``."""
         route = _route(alias, current())
         if route.store is None:
-            return [f"{alias}: nothing is cached."] if is_chosen else []
+            if is_chosen:
+                failures.append(f"{alias}: nothing is cached.")
+            return
         audit = Audit(alias, limit)
         if not audit.can_list:
-            return [f"{alias}: {_why_not_listed(route)}"]
+            failures.append(f"{alias}: {_why_not_listed(route)}")
+            return
         self.stdout.write(self.style.MIGRATE_HEADING(alias))
         self.stdout.write(f"  entries with a note of their query: {audit.noted}")
         if not audit.noted and not current().AUDIT:
-            return [
+            failures.append(
                 f'{alias}: nothing to compare. Set ORMCACHE["AUDIT"] to the share of answers '
                 "that are to be stored with their query, and wait for some."
-            ]
+            )
+            return
         total = len(audit.entries)
-        for number, _ in enumerate(audit.run(), 1):
-            self._show_progress(number, total)
+        number = 0
+        try:
+            for number, _ in enumerate(audit.run(), 1):
+                self._show_progress(number, total)
+        finally:
+            # Also if the cache or the database has gone: what was found is dropped already.
+            if 0 < number < total:
+                self._show_progress(total, total)
+            wrong = self._report(audit)
+            if wrong:
+                failures.append(wrong)
+
+    def _report(self, audit: Audit) -> str:
+        """Tell what has come of an audit. Returns what is wrong, if anything is."""
+        compared = {name: audit.results[name] for name in (SAME, DIFFERENT) if audit.results[name]}
+        others = audit.results - Counter(compared)
+        total = sum(compared.values())
         self.stdout.write(f"  compared: {total}")
-        for result, count in audit.results.most_common():
+        for result, count in compared.items():
+            self.stdout.write(f"    {result}: {count}")
+        if others:
+            self.stdout.write(f"  not compared: {others.total()}")
+        for result, count in others.most_common():
             self.stdout.write(f"    {result}: {count}")
         for tables, sql, entry in audit.differences:
             self.stdout.write(self.style.ERROR(f"  different: {', '.join(tables)}"))
             self.stdout.write(f"    entry: {entry}")
             self.stdout.write(f"    SQL:   {sql}")
         wrong = len(audit.differences)
-        return [f"{alias}: {wrong} of {total} entries were wrong, and are dropped."] * bool(wrong)
+        if not wrong:
+            return ""
+        return f"{audit.alias}: {wrong} of {total} entries were wrong, and are dropped."
 
     def _show_progress(self, number: int, total: int) -> None:
         if not self.stdout.isatty():
