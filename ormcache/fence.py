@@ -38,7 +38,8 @@ from ormcache.stores import EVERYTHING, Breaker
 
 _logger = logging.getLogger("ormcache")
 _ROWS = f"SELECT id, table_name, created FROM {TABLE}"
-
+# SQLite keeps in a column what somebody puts there: Django would convert it, which may fail.
+_ROWS_OF_SQLITE = f"SELECT id, table_name, CAST(created AS BLOB) FROM {TABLE}"
 
 _PLACES_LIMIT = 1000
 _LONGEST_PLAIN = 130
@@ -169,7 +170,7 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
             if found not in (Found.ONE, Found.SEVERAL):
                 return _without_table(found, place, now)
         with savepoint(connection) if is_inside else nullcontext():
-            rows = ask(connection, _ROWS)
+            rows = _rows(connection)
     except db.Error:
         # The table may have been dropped.
         _looks.pop(place, None)
@@ -190,6 +191,15 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
             rows = []
     _note(place, _Look(now, True, frozenset(rows) - doubtful.keys(), doubtful))
     return None
+
+
+def _rows(connection: Any) -> list[_Row]:
+    """The rows of the table. Raises ``django.db.Error``."""
+    try:
+        return ask(connection, _ROWS_OF_SQLITE if connection.vendor == "sqlite" else _ROWS)
+    except (ArithmeticError, ValueError) as error:
+        # A driver that has no value for what somebody has put there, such as a time without end.
+        raise db.DataError(*error.args) from error
 
 
 def _without_table(found: Found, place: tuple[object, ...], now: float) -> Reason | None:
@@ -219,7 +229,7 @@ def _note(place: tuple[object, ...], look: _Look) -> None:
     _looks[place] = look
 
 
-def _tell(route: Route, names: Collection[str]) -> bool:
+def _tell(route: Route, names: Collection[Any]) -> bool:
     """Make the tables invalid for all; returns whether the cache has heard it."""
     if not names:
         return True
@@ -236,9 +246,14 @@ def _tell(route: Route, names: Collection[str]) -> bool:
     return True
 
 
-def _may_be_a_table(name: str) -> bool:
-    """Whether it is short enough, with a schema in front, for the keys of all caches."""
-    return len(name.encode()) <= (_LONGEST_PLAIN if name.isascii() else _LONGEST)
+def _may_be_a_table(name: Any) -> bool:
+    """Whether it is a text, and short enough, with a schema in front, for the keys of all caches.
+
+    SQLite keeps bytes in a column of text.
+    """
+    return isinstance(name, str) and len(name.encode()) <= (
+        _LONGEST_PLAIN if name.isascii() else _LONGEST
+    )
 
 
 def _written(names: Iterable[str]) -> set[str]:
@@ -272,7 +287,7 @@ def rows(alias: str) -> list[int]:
             return []
         if fence_rows.look_for(connection) not in (Found.ONE, Found.SEVERAL):
             return []
-        return [row[0] for row in ask(connection, _ROWS)]
+        return [row[0] for row in _rows(connection)]
     except Exception:
         # Nobody has come for the rows.
         return []

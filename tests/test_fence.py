@@ -113,6 +113,56 @@ def test_only_the_tables_that_are_named_become_invalid(
     assert fenced.warm(names(using)) == ["newer"]
 
 
+@on_pairs(("default", "redis"), transaction=True)
+@pytest.mark.parametrize("value", ["x'61ff'", "x''", "x'74657374735f617574686f72'"])
+def test_a_name_in_bytes_stands_for_all_tables(
+    fenced: Watch, using: str, clock: Clock, value: str
+) -> None:
+    """SQLite takes anything in any column."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new")
+    backdoor.execute(using, f"INSERT INTO ormcache_fence (table_name) VALUES ({value})")
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+@on_pairs(("default", "redis"), transaction=True)
+@pytest.mark.parametrize("value", ["'2020-99-99'", "x'ff'", "7", "''"])
+def test_whatever_sqlite_has_for_a_time_the_row_is_told(
+    fenced: Watch, using: str, clock: Clock, value: str
+) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new")
+    backdoor.execute(
+        using,
+        f"INSERT INTO ormcache_fence (table_name, created) VALUES ('tests_author', {value})",
+    )
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("error", [ValueError("year 10000"), OverflowError("too large")])
+def test_a_row_that_the_driver_cannot_read_is_no_error_of_the_read(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def ask(*args: Any) -> Any:
+        raise error
+
+    Author.objects.using(using).create(name="a")
+    fenced.warm(names(using))
+    clock.now += 3
+    with monkeypatch.context() as patch:
+        patch.setattr(fence, "ask", ask)
+        with fenced.expect(Reason.FENCE):
+            assert names(using)() == ["a"]
+    assert fenced.hit(names(using)) == ["a"]
+
+
 @everywhere
 def test_a_write_that_is_rolled_back_announces_nothing(
     fenced: Watch, using: str, clock: Clock
