@@ -225,11 +225,11 @@ class RedisStore(Store):
         for table in (EVERYTHING, *tables):
             key = prefix + b"r:" + table.encode()
             nonce, counter = channel.call(pack(b"HMGET", key, b"n", b"x"))
-            if b"|" in (counter or b""):
-                channel.call(pack(b"HDEL", key, b"x"))
-            elif b"|" not in (nonce or b""):
-                continue
-            self._call(channel, "arm", namespace, new_nonce(), (table,))
+            if b"|" in (nonce or b"") + (counter or b""):
+                self._call(channel, "arm", namespace, new_nonce(), (table,))
+                if counter:
+                    # Not before there is a new nonce: the old one was valid without the counter.
+                    channel.call(pack(b"HDEL", key, b"x"))
 
     def _question(
         self, channel: Channel, namespace: str, entry: str, tables: tuple[str, ...]
