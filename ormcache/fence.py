@@ -17,13 +17,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from django import db
+from django.apps import apps
 from django.db import connections
 
 from ormcache import fence_rows, relations, sql
+from ormcache import tables as table_names
 from ormcache.conf import Inherited, Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.debts import owed
@@ -38,7 +40,8 @@ from ormcache.stores import EVERYTHING, Breaker
 
 _logger = logging.getLogger("ormcache")
 _ROWS = f"SELECT id, table_name, created FROM {TABLE}"
-
+# SQLite keeps in a column what somebody puts there: Django would convert it, which may fail.
+_ROWS_OF_SQLITE = f"SELECT id, table_name, CAST(created AS BLOB) FROM {TABLE}"
 
 _PLACES_LIMIT = 1000
 _LONGEST_PLAIN = 130
@@ -58,6 +61,22 @@ _WAITS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     ),
 }
 """How long a session waits for a lock: how to ask, how to set it, and the least."""
+
+
+_THERE = {
+    "postgresql": (
+        "SELECT 1 FROM pg_catalog.pg_class "
+        "WHERE lower(relname) = %s AND relkind IN ('r', 'p', 'v', 'm', 'f') LIMIT 1"
+    ),
+    "sqlite": "SELECT 1 FROM sqlite_master WHERE lower(name) = ? AND type IN ('table', 'view')",
+    "mysql": (
+        "SELECT 1 FROM information_schema.tables "
+        "WHERE table_schema = DATABASE() AND lower(table_name) = %s"
+    ),
+}
+"""Whether there is a table of a name, which is in lower case."""
+_there: set[tuple[str, str]] = set()
+"""Namespaces and names of tables that no model has, but the database."""
 
 
 _Row = tuple[Any, ...]
@@ -169,13 +188,14 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
             if found not in (Found.ONE, Found.SEVERAL):
                 return _without_table(found, place, now)
         with savepoint(connection) if is_inside else nullcontext():
-            rows = ask(connection, _ROWS)
+            rows = _rows(connection)
     except db.Error:
         # The table may have been dropped.
         _looks.pop(place, None)
         raise
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
-    if not _tell(route, {row[1] for row in rows if row not in told}):
+    named = {row[1] for row in rows if row not in told}
+    if not _tell(connection, route, named, is_inside=is_inside):
         return Reason.CACHE_UNREACHABLE
     if is_inside:
         # Another set for each transaction.
@@ -190,6 +210,15 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
             rows = []
     _note(place, _Look(now, True, frozenset(rows) - doubtful.keys(), doubtful))
     return None
+
+
+def _rows(connection: Any) -> list[_Row]:
+    """The rows of the table. Raises ``django.db.Error``."""
+    try:
+        return ask(connection, _ROWS_OF_SQLITE if connection.vendor == "sqlite" else _ROWS)
+    except (ArithmeticError, ValueError) as error:
+        # A driver that has no value for what somebody has put there, such as a time without end.
+        raise db.DataError(*error.args) from error
 
 
 def _without_table(found: Found, place: tuple[object, ...], now: float) -> Reason | None:
@@ -219,16 +248,15 @@ def _note(place: tuple[object, ...], look: _Look) -> None:
     _looks[place] = look
 
 
-def _tell(route: Route, names: Collection[str]) -> bool:
+def _tell(connection: Any, route: Route, names: Collection[Any], *, is_inside: bool) -> bool:
     """Make the tables invalid for all; returns whether the cache has heard it."""
     if not names:
         return True
     if route.store is None or not route.breaker.allows():
         return False
-    is_all = EVERYTHING in names or not all(map(_may_be_a_table, names))
-    tables = [EVERYTHING] if is_all else sorted(_written(names))
+    tables = _tables(connection, route, names, is_inside=is_inside)
     try:
-        route.store.bump(route.namespace, tables)
+        route.store.bump(route.namespace, [EVERYTHING] if EVERYTHING in tables else sorted(tables))
     except CacheError:
         route.breaker.failed()
         return False
@@ -236,20 +264,75 @@ def _tell(route: Route, names: Collection[str]) -> bool:
     return True
 
 
-def _may_be_a_table(name: str) -> bool:
-    """Whether it is short enough, with a schema in front, for the keys of all caches."""
+def _tables(
+    connection: Any, route: Route, names: Iterable[Any], *, is_inside: bool
+) -> Collection[str]:
+    """The tables that are meant, and what is written with them, by a trigger for example."""
+    known, found = _known_tables(), set()
+    for name in names:
+        if not _may_be_a_table(name):
+            return {EVERYTHING}
+        # Columns of a fixed length pad what is in them.
+        meant = _meant(name.strip())
+        if EVERYTHING in meant:
+            return {EVERYTHING}
+        if meant.isdisjoint(known) and not _is_there(connection, route, meant, is_inside):
+            # A name that is misspelt announces a write, too.
+            _warn_of_name(name)
+            return {EVERYTHING}
+        found |= meant
+    return relations.written_with(found, current().WRITES)
+
+
+def _may_be_a_table(name: Any) -> bool:
+    """Whether it is a text, and short enough, with a schema in front, for the keys of all caches.
+
+    SQLite keeps bytes in a column of text.
+    """
+    if not isinstance(name, str):
+        return False
     return len(name.encode()) <= (_LONGEST_PLAIN if name.isascii() else _LONGEST)
 
 
-def _written(names: Iterable[str]) -> set[str]:
-    """The tables that are meant, and what is written with them, by a trigger for example."""
+def _meant(name: str) -> set[str]:
+    """The tables that may be meant by a name: with a schema, or ``app.Model``."""
     # What stands before a dot may be a schema, or a part of the name.
-    tables = {
-        table
-        for name in names
-        for table in (sql.table_name(name), sql.fold(name.rpartition(".")[2]))
+    found = {sql.table_name(name), sql.fold(name.rpartition(".")[2])}
+    with suppress(LookupError, ValueError):
+        found |= relations.family(apps.get_model(name))
+    return found
+
+
+def _known_tables() -> set[str]:
+    """Those of models, those that a query has read, and those of which the settings know."""
+    settings = current()
+    declared = {
+        sql.fold(name)
+        for option in (settings.DEPENDS_ON, settings.WRITES)
+        for key, names in option.items()
+        for name in (key, *names)
     }
-    return relations.written_with(tables, current().WRITES)
+    return declared.union(table_names.known.names())
+
+
+def _is_there(connection: Any, route: Route, names: set[str], is_inside: bool) -> bool:
+    """Whether the database has a table of one of these names, such as a partition."""
+    if not _there.isdisjoint((route.namespace, name) for name in names):
+        return True
+    question = _THERE.get(connection.vendor)
+    if question is None:
+        return False
+    try:
+        with savepoint(connection) if is_inside else nullcontext():
+            found = {
+                (route.namespace, name) for name in names if ask(connection, question, (name,))
+            }
+    except db.Error:
+        return False
+    if len(_there) > _PLACES_LIMIT:
+        _there.clear()
+    _there.update(found)
+    return bool(found)
 
 
 def rows(alias: str) -> list[int]:
@@ -272,7 +355,7 @@ def rows(alias: str) -> list[int]:
             return []
         if fence_rows.look_for(connection) not in (Found.ONE, Found.SEVERAL):
             return []
-        return [row[0] for row in ask(connection, _ROWS)]
+        return [row[0] for row in _rows(connection)]
     except Exception:
         # Nobody has come for the rows.
         return []
@@ -308,6 +391,24 @@ def _warn(alias: str, error: Exception) -> None:
     if now - _warned.get(alias, -_SILENCE) >= _SILENCE:
         _warned[alias] = now
         _logger.warning("Rows of %s could not be removed: %s", TABLE, error)
+
+
+_unknown: set[str] = set()
+"""Names that no table has, of which it was said already."""
+
+
+def _warn_of_name(name: str) -> None:
+    if name in _unknown:
+        return
+    if len(_unknown) > _PLACES_LIMIT:
+        _unknown.clear()
+    _unknown.add(name)
+    _logger.warning(
+        "A row of %s names %r, which no table is known as: everything was made invalid. If a "
+        'model is meant, write the name of its table, or "app.Model".',
+        TABLE,
+        name,
+    )
 
 
 @contextmanager

@@ -55,6 +55,8 @@ def fenced(cached: Watch, settings: Any, using: str, clock: Clock) -> Iterator[W
     """ormcache at work with a fence that is looked into every two seconds."""
     fence._looks.clear()
     fence._warned.clear()
+    fence._unknown.clear()
+    fence._there.clear()
     settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 2}
     backdoor.execute(using, "DELETE FROM ormcache_fence")
     yield cached
@@ -111,6 +113,131 @@ def test_only_the_tables_that_are_named_become_invalid(
     clock.now += 3
     fenced.warm(tags)
     assert fenced.warm(names(using)) == ["newer"]
+
+
+def tags(using: str) -> Callable[[], Any]:
+    return lambda: Tag.objects.using(using).count()
+
+
+@everywhere
+def test_a_table_may_be_named_in_several_ways(
+    fenced: Watch, using: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Columns of a fixed length are padded; models are what Django's users know by name."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(tags(using))
+    fenced.warm(names(using))
+    spellings = (
+        *("tests_author ", " tests_author\n", "tests.Author", "tests.author"),
+        *("public.tests_author", '"Tests_Author"', "public.TESTS_AUTHOR "),
+    )
+    for number, name in enumerate(spellings):
+        rename(using, f"new {number}", name)
+        clock.now += 3
+        assert fenced.hit(tags(using)) == 0, name
+        assert fenced.warm(names(using)) == [f"new {number}"], name
+        assert rows(using) == []
+    assert not caplog.text
+
+
+@everywhere
+def test_a_name_that_nobody_knows_makes_everything_invalid_and_is_told_once(
+    fenced: Watch, using: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The write that it announces is as true as any other."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    for name in ("", " ", "Author", "public.", "*.", "tests.Autor", "tests_autor"):
+        caplog.clear()
+        for number in range(2):
+            rename(using, f"{name} {number}", name)
+            clock.now += 3
+            assert fenced.warm(names(using)) == [f"{name} {number}"]
+            assert rows(using) == []
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert f"names {name!r}, which no table is known as" in record.getMessage()
+
+
+@everywhere
+def test_a_table_without_a_model_is_no_unknown_name(
+    fenced: Watch, using: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A partition, for example, or a table that only raw SQL reads."""
+    backdoor.execute(using, "CREATE TABLE tests_without_model (id integer)")
+    try:
+        fenced.warm(names(using))
+        for name in ("tests_without_model", "public.Tests_Without_Model"):
+            backdoor.execute(using, ANNOUNCE.format(name))
+            clock.now += 3
+            assert fenced.hit(names(using)) == []
+            assert rows(using) == []
+    finally:
+        backdoor.execute(using, "DROP TABLE tests_without_model")
+    assert not caplog.text
+
+
+@on_postgresql
+def test_in_a_transaction_an_unknown_name_aborts_nothing(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fence._THERE, "postgresql", "SELECT 1 FROM no_such_table WHERE 'a' = %s")
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new", "tests_autor")
+    clock.now += 3
+    with transaction.atomic(using=using):
+        assert names(using)() == ["new"]
+
+
+@on_pairs(("default", "redis"), transaction=True)
+@pytest.mark.parametrize("value", ["x'61ff'", "x''", "x'74657374735f617574686f72'"])
+def test_a_name_in_bytes_stands_for_all_tables(
+    fenced: Watch, using: str, clock: Clock, value: str
+) -> None:
+    """SQLite takes anything in any column."""
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new")
+    backdoor.execute(using, f"INSERT INTO ormcache_fence (table_name) VALUES ({value})")
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+@on_pairs(("default", "redis"), transaction=True)
+@pytest.mark.parametrize("value", ["'2020-99-99'", "x'ff'", "7", "''"])
+def test_whatever_sqlite_has_for_a_time_the_row_is_told(
+    fenced: Watch, using: str, clock: Clock, value: str
+) -> None:
+    Author.objects.using(using).create(name="old")
+    fenced.warm(names(using))
+    rename(using, "new")
+    backdoor.execute(
+        using,
+        f"INSERT INTO ormcache_fence (table_name, created) VALUES ('tests_author', {value})",
+    )
+    clock.now += 3
+    assert fenced.warm(names(using)) == ["new"]
+    assert rows(using) == []
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("error", [ValueError("year 10000"), OverflowError("too large")])
+def test_a_row_that_the_driver_cannot_read_is_no_error_of_the_read(
+    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def ask(*args: Any) -> Any:
+        raise error
+
+    Author.objects.using(using).create(name="a")
+    fenced.warm(names(using))
+    clock.now += 3
+    with monkeypatch.context() as patch:
+        patch.setattr(fence, "ask", ask)
+        with fenced.expect(Reason.FENCE):
+            assert names(using)() == ["a"]
+    assert fenced.hit(names(using)) == ["a"]
 
 
 @everywhere
@@ -393,8 +520,14 @@ def test_what_is_written_with_a_table_becomes_invalid_with_it(
 @everywhere
 @pytest.mark.parametrize("name", ['"Odd.Name"', 'public"."Odd.Name', "Odd.Name"])
 def test_a_table_may_have_a_dot_in_its_name(
-    fenced: Watch, using: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, name: str
+    fenced: Watch,
+    using: str,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    settings: Any,
 ) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "DEPENDS_ON": {"Odd.Name": []}}
     told: list[str] = []
     monkeypatch.setattr(store_of(using), "bump", lambda space, tables: told.extend(tables))
     backdoor.execute(using, ANNOUNCE.format(name))

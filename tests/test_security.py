@@ -3,9 +3,13 @@
 Damage is a miss: the rows are those of the database, nothing is raised, and no code is run.
 """
 
+import contextlib
 import os
 import pickle
+import socket
 import sys
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +26,8 @@ from hypothesis import strategies as st
 
 import ormcache
 from ormcache import codec, keys
-from ormcache.exceptions import Corrupt
+from ormcache.exceptions import CacheError, Corrupt
+from ormcache.reasons import Reason
 from ormcache.routers.namespaces import namespace
 from ormcache.stores import strict_store
 from ormcache.stores.standard import StandardStore
@@ -348,6 +353,182 @@ def test_damaged_registers_cost_a_lease_and_neither_reads_nor_writes(
     rows.filter(pk=attacked.authors[0].pk).update(name="newer")
     attacked.authors[0].name = "newer"
     assert attacked.ask() == attacked.expected()
+
+
+@pytest.mark.parametrize("damage", [{"n": b"a|b"}, {"n": b"|"}, {"x": b"1|2"}], ids=repr)
+@pytest.mark.parametrize("table", ["*", "tests_author"])
+@on_pairs(("postgresql", "redis"), transaction=True)
+def test_the_sign_that_ends_a_vector_costs_a_lease_where_it_is_part_of_one(
+    attacked: Attacked, table: str, damage: dict[str, bytes]
+) -> None:
+    store, space = store_of(attacked.using), route_of(attacked.using).namespace
+    (key,) = attacked.vault.call(
+        b"KEYS",
+        f"ormcache:*{{{space}}}*:r:".encode() + table.encode().replace(b"*", b"\\*"),
+    )
+    intent = "of another process"
+    _with(**damage)(attacked.vault, key)
+    assert attacked.watch.call(attacked.ask) == (attacked.expected(), [str(Reason.BUSY)])
+    # Whoever announces something meanwhile is not forgotten when the lease is over.
+    store.arm(space, intent, ["tests_author"])
+    assert store.read(space, "e" * 40, ["tests_author"]).reason is Reason.BUSY
+    store.finish(space, intent, ["tests_author"])
+    deadline = time.monotonic() + 10
+    while store.read(space, "e" * 40, ["tests_author"]).vector is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    attacked.watch.warm(attacked.ask)
+    assert b"|" not in b"".join(attacked.vault.call(b"HVALS", key))
+
+
+# --- a server that is none -------------------------------------------------------------------
+
+_HEAD = b"e" * 40
+ODD_ANSWERS = {
+    "a number": b":1",
+    "nothing": b"$-1",
+    "no list": b"*-1",
+    "an empty list": b"*0",
+    "a list of a number": b"*1\r\n:5",
+    "a list of nothing": b"*1\r\n$-1",
+    "two of three": b"*2\r\n$0\r\n\r\n$4\r\nbusy",
+    "an unknown kind": b"*3\r\n$0\r\n\r\n$1\r\nz\r\n:4",
+    "a kind that is a list": b"*3\r\n$0\r\n\r\n*0\r\n:4",
+    "no time": b"*3\r\n$0\r\n\r\n$4\r\nbusy\r\n$1\r\nx",
+    "a kind with a head": b"*3\r\n$1\r\na\r\n$4\r\nbusy\r\n:4",
+    "OK": b"+OK",
+    "no head": b"$5\r\nab|cd",
+    "no end of a head": b"$5\r\nabcde",
+    "another head": b"*1\r\n$44\r\n" + b"f" * 40 + b";n:|",
+    "a head without registers": b"$41\r\n" + _HEAD + b"|",
+    "a head without anything": b"*1\r\n$41\r\n" + _HEAD + b"|",
+    "an empty head": b"*1\r\n$0\r\n",
+    "what is no Redis": b"HTTP/1.1 400 Bad Request",
+}
+
+
+class OddServer:
+    """Speaks as Redis does, but for the answers to scripts and to those commands it is told of."""
+
+    def __init__(self, answer: bytes, commands: tuple[bytes, ...] = (b"EVALSHA",)) -> None:
+        self.answer, self.commands = answer + b"\r\n", commands
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError), client, client.makefile("rb") as stream:
+            while line := stream.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    words.append(stream.read(int(stream.readline()[1:])))
+                    stream.read(2)
+                client.sendall(self._answer_to(words[0]))
+
+    def _answer_to(self, command: bytes) -> bytes:
+        if command in self.commands:
+            return self.answer
+        if command == b"INFO":
+            lines = [b"redis_version:7.0.15", b"role:master"]
+            lines += [b"run_id:" + b"a" * 40, b"master_replid:" + b"b" * 40]
+            text = b"\r\n".join(lines)
+            return b"$%d\r\n%s\r\n" % (len(text), text)
+        if command == b"SCRIPT":
+            return b"$40\r\n%s\r\n" % (b"c" * 40)
+        if command == b"EVALSHA":
+            return b":1\r\n"
+        if command == b"HELLO":
+            return b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n"
+        return b"-ERR unknown command\r\n" if command == b"CLIENT" else b"+OK\r\n"
+
+
+@pytest.fixture
+def odd_server(request: pytest.FixtureRequest, settings: Any) -> Iterator[OddServer]:
+    pytest.importorskip("redis")
+    server = OddServer(*request.param)
+    location = f"redis://127.0.0.1:{server.port}/0"
+    backend = "django.core.cache.backends.redis.RedisCache"
+    odd = {"BACKEND": backend, "LOCATION": location}
+    settings.CACHES = {**settings.CACHES, "odd": odd}
+    settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "odd", "ON_CACHE_FAILURE": "open"}
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "odd_server", [(answer,) for answer in ODD_ANSWERS.values()], ids=ODD_ANSWERS, indirect=True
+)
+@on_databases("default", transaction=True)
+def test_a_server_with_odd_answers_is_one_that_cannot_be_reached(
+    odd_server: OddServer, using: str
+) -> None:
+    with Watch(using) as watch:
+        assert watch.call(Author.objects.count) == (0, [str(Reason.CACHE_UNREACHABLE)])
+        assert not store_of(using)._channels._idle, "the socket is not used again"  # type: ignore[attr-defined]
+        Author.objects.create(name="a")
+        assert Author.objects.count() == 1
+        ormcache.flush(using=using)
+    store: Any = store_of(using)
+    for ask in (
+        lambda: store.read("space", "e" * 40, ()),
+        store.start_read("space", "e" * 40, ()),
+    ):
+        with pytest.raises(CacheError):
+            ask()
+    assert not store._channels._idle
+
+
+@pytest.mark.parametrize("odd_server", [(b"+OK",)], indirect=True)
+@on_databases("default", transaction=True)
+def test_a_change_that_is_not_confirmed_was_not_made(odd_server: OddServer, using: str) -> None:
+    store: Any = store_of(using)
+    for change in (
+        lambda: store.arm("space", "1", ["a"]),
+        lambda: store.bump("space", ["a"]),
+        lambda: store.settle("space", ["a"], 1, 2, 3),
+    ):
+        with pytest.raises(CacheError, match="does not say"):
+            change()
+    assert not store._channels._idle
+
+
+@pytest.mark.parametrize(
+    "answer", [b":1", b"*0", b"*1\r\n:1", b"*2\r\n+a\r\n:1", b"+OK"], ids=repr
+)
+@pytest.mark.parametrize("odd_server", [(b"",)], ids=[""], indirect=True)
+@on_databases("default", transaction=True)
+def test_whatever_else_is_answered_oddly_is_an_error_of_the_cache(
+    odd_server: OddServer, using: str, answer: bytes
+) -> None:
+    odd_server.answer = answer + b"\r\n"
+    odd_server.commands = (b"TIME", b"SCAN", b"GET", b"HGETALL")
+    store: Any = store_of(using)
+    questions: list[Callable[[], Any]] = [
+        store.moment,
+        lambda: list(store.noted("space")),
+    ]
+    if not answer.startswith((b"*0", b"*2")):
+        # Those are hashes.
+        questions.append(lambda: store.status("space"))
+    if answer != b"+OK":
+        # That may be a note, of which its signature tells that it is none.
+        questions.append(lambda: store.note_of("space", "entry"))
+    for ask in questions:
+        with pytest.raises(CacheError):
+            ask()
+    odd_server.commands = (b"INFO",)
+    store.close()
+    with pytest.raises(CacheError):
+        store.read("space", "e" * 40, ())
 
 
 @on_caches("memcached", "filebased")

@@ -1,6 +1,7 @@
 """Any cache of Django's: the bracket with plain values."""
 
 import contextlib
+import pathlib
 import pickle
 import time
 import uuid
@@ -12,7 +13,7 @@ from django.core.cache import caches
 from django.core.management import call_command
 from django.db import OperationalError, connections, transaction
 
-from ormcache import statistics
+from ormcache import flush, statistics
 from ormcache.exceptions import CacheError, CacheUnreachable
 from ormcache.reasons import Reason
 from ormcache.stores import is_store_access, store_for
@@ -310,6 +311,146 @@ def test_a_connection_that_fails_is_not_asked_twice(
         raise TimeoutError
 
     monkeypatch.setattr(caches["locmem"], "get_many", get_many)
+    with pytest.raises(CacheError):
+        store.read(SPACE, "entry", TABLES)
+    assert len(calls) == 1
+
+
+DAMAGED: dict[str, Any] = {
+    "*": ("c:1",),
+    "a": 7,
+    "b": b"c:1",
+    "c": "clean",
+    "d": Unreadable(),
+    "e": None,
+}
+
+
+@on_caches(*ALL)
+def test_damaged_registers_are_busy_for_a_lease_and_then_as_good_as_new(
+    store: Store, cache: str, settings: Any
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 0.01}
+    tables = tuple(DAMAGED)[1:]
+    fill(store, b"answer", tables=tables)
+    for table, value in DAMAGED.items():
+        caches[cache].set(f"ormcache:{SPACE}:r:{table}", value)
+    assert store.read(SPACE, "entry", tables).reason is Reason.BUSY
+    deadline = time.monotonic() + 10
+    while (lookup := store.read(SPACE, "entry", tables)).vector is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert lookup.entry is None, "what was stored before is not valid again"
+    fill(store, b"answer", tables=tables)
+    assert store.read(SPACE, "entry", tables).entry == b"answer"
+
+
+@on_caches("filebased", "memcached")
+@pytest.mark.parametrize("table", ["*", "a"])
+def test_bytes_in_place_of_a_register_cost_a_lease(
+    store: Store, cache: str, settings: Any, table: str
+) -> None:
+    """Below Django, in the file or the server itself."""
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 0.01}
+    fill(store, b"answer")
+    scribble(cache, f"ormcache:{SPACE}:r:{table}")
+    assert store.read(SPACE, "entry", TABLES).reason is Reason.BUSY
+    # Writes are announced all the same.
+    store.arm(SPACE, "1", ["a"])
+    store.finish(SPACE, "1", ["a"])
+    deadline = time.monotonic() + 10
+    while (lookup := store.read(SPACE, "entry", TABLES)).vector is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert lookup.entry is None
+
+
+def scribble(cache: str, key: str) -> None:
+    backend: Any = caches[cache]
+    if cache == "filebased":
+        pathlib.Path(backend._key_to_file(key)).write_bytes(b"garbage")
+        return
+    pymemcache = pytest.importorskip("pymemcache")
+    client = pymemcache.Client(backend._servers[0])
+    # The flag says that it is a pickle.
+    client.set(backend.make_and_validate_key(key), b"\x80garbage", flags=1, noreply=False)
+    client.close()
+
+
+@on_caches("filebased", "memcached")
+def test_the_mark_of_a_writer_stays_when_another_register_is_damaged(
+    store: Store, cache: str, settings: Any
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 30}
+    fill(store, b"answer")
+    store.arm(SPACE, "1", ["a"])
+    scribble(cache, f"ormcache:{SPACE}:r:b")
+    for _ in range(2):
+        assert store.read(SPACE, "entry", TABLES).reason is Reason.BUSY
+    assert caches[cache].get(f"ormcache:{SPACE}:r:a") == "d:1"
+    assert caches[cache].get(f"ormcache:{SPACE}:r:b").startswith("d:")
+
+
+@on_databases("default", transaction=True)
+@on_caches("filebased", "memcached")
+@pytest.mark.parametrize("table", ["*", "tests_author"])
+def test_a_damaged_register_refuses_no_write_and_opens_no_breaker(
+    cached: Watch, using: str, cache: str, settings: Any, table: str
+) -> None:
+    settings.ORMCACHE = {
+        **settings.ORMCACHE,
+        "ON_CACHE_FAILURE": "raise",
+        "KEY_PREFIX": f"damaged{uuid.uuid4().hex[:8]}",
+    }
+    Author.objects.create(name="old")
+
+    def name() -> str:
+        return Author.objects.get().name
+
+    cached.warm(name)
+    scribble(cache, f"ormcache:{route_of(using).namespace}:r:{table}")
+    assert cached.call(name) == ("old", [str(Reason.BUSY)])
+    assert route_of(using).breaker.is_closed
+    Author.objects.update(name="new")
+    assert name() == "new"
+    flush(using=using)
+    cached.warm(name)
+
+
+@on_caches("locmem")
+@pytest.mark.parametrize("touch", ["missing", "failing"])
+def test_a_register_that_the_cache_does_not_keep_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, touch: str
+) -> None:
+    """A server out of reach says that it is empty; some caches cannot be asked otherwise."""
+    monkeypatch.setattr(caches["locmem"], "add", lambda *args: False)
+    if touch == "missing":
+        failing(monkeypatch, "touch", NotImplementedError("touch"))
+    else:
+        failing(monkeypatch, "touch", OSError("gone"))
+    failing(monkeypatch, "set", AssertionError("it must not be marked"))
+    if touch == "missing":
+        assert store.read(SPACE, "entry", TABLES).reason is Reason.BUSY
+    else:
+        with pytest.raises(CacheError, match="gone"):
+            store.read(SPACE, "entry", TABLES)
+
+
+@on_caches("locmem")
+@pytest.mark.parametrize("error", [OSError, OperationalError, "ConnectionError", "MemcacheError"])
+def test_whoever_cannot_be_reached_is_asked_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    """Drivers have errors of their own, which are no OSError."""
+    kind = type(error, (Exception,), {}) if isinstance(error, str) else error
+    calls = []
+
+    def refuse(*args: Any) -> Any:
+        calls.append(args)
+        raise kind("gone")
+
+    monkeypatch.setattr(caches["locmem"], "get_many", refuse)
+    monkeypatch.setattr(caches["locmem"], "get", refuse)
     with pytest.raises(CacheError):
         store.read(SPACE, "entry", TABLES)
     assert len(calls) == 1

@@ -338,8 +338,13 @@ class Channels:
         idle.append(channel)
         return result
 
-    def start(self, command_for: Callable[..., bytes], *args: Any) -> Callable[[], Any]:
+    def start(
+        self, command_for: Callable[..., bytes], read: Callable[[Any], _T], *args: Any
+    ) -> Callable[[], _T]:
         """Send ``command_for(channel, *args)`` now; the function returned waits for its answer.
+
+        That gives what ``read`` makes of the answer. If ``read`` raises, the channel is not used
+        again: it may hold the answers to other questions.
 
         Both raise CacheError. The function must be called, or the channel is lost.
         """
@@ -354,9 +359,9 @@ class Channels:
                 raise
             raise _cache_error(error) from error
 
-        def wait() -> Any:
+        def wait() -> _T:
             try:
-                answer = channel.receive()
+                answer = read(channel.receive())
             except BaseException as error:
                 channel.close()
                 if not isinstance(error, Exception):

@@ -84,14 +84,48 @@ _KINDS = {
 }
 
 
-def _lookup(answer: Any) -> Lookup:
-    """What the answer of the read script says."""
+_HEAD = 40
+"""Characters of a key's end that the read script puts in front of the registers."""
+
+
+def _lookup(answer: Any, entry: str) -> Lookup | None:
+    """What the answer of the read script says; None if it shows a register that is damaged.
+
+    Raises CacheError for what the script does not say, and other errors for worse: the socket may
+    give the answers to other questions, or lead to something else than Redis.
+    """
     if type(answer) is bytes:
-        vector, _, payload = answer.partition(b"|")
-        return Lookup(payload, vector.decode(*_VECTOR))
+        head, _, payload = answer.partition(b"|")
+        vector = head.decode(*_VECTOR)
+        # _vector(), written out as far as hits need it.
+        if not vector.startswith(entry + ";"):
+            vector = _vector(head, entry)
+        return Lookup(payload, vector)
     if len(answer) == 1:
-        return Lookup(None, answer[0].decode(*_VECTOR).rstrip("|"))
-    return Lookup(None, None, _KINDS[answer[1]], max(0, answer[2]) / 1000)
+        head = answer[0][:-1]
+        if b"|" in head:
+            # Nothing can be stored under it: nobody could tell where it ends.
+            return None
+        return Lookup(None, _vector(head, entry))
+    nothing, kind, left = answer
+    if nothing != b"" or type(left) is not int:
+        raise CacheError("the cache has answered something else than was asked")
+    return Lookup(None, None, _KINDS[kind], max(0, left) / 1000)
+
+
+def _vector(head: bytes, entry: str) -> str:
+    vector = head.decode(*_VECTOR)
+    start = entry + ";"
+    # A name that is shorter, as in `manage.py ormcache status`, has a part of the key before it.
+    if vector.startswith(start) or vector[_HEAD - len(entry) : _HEAD + 1] == start:
+        return vector
+    raise CacheError("the cache has answered another question")
+
+
+def _confirm(answer: Any) -> None:
+    """Raise CacheError unless a script that changes registers says that it has done so."""
+    if answer != 1:
+        raise CacheError("the cache does not say that it has done what it was told")
 
 
 def _expiry(timeout: float | None) -> Sequence[bytes]:
@@ -158,31 +192,55 @@ class RedisStore(Store):
     # --- reading ---------------------------------------------------------------------------
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
-        return _lookup(self._channels.run(self._ask, namespace, entry, tuple(tables)))
+        return self._channels.run(self._ask, namespace, entry, tuple(tables))
 
     def start_read(
         self, namespace: str, entry: str, tables: Sequence[str]
     ) -> Callable[[], Lookup]:
         names = tuple(tables)
         try:
-            started = self._channels.start(self._question, namespace, entry, names)
+            started = self._channels.start(
+                self._question, lambda answer: _lookup(answer, entry), namespace, entry, names
+            )
         except CacheError:
             return lambda: self.read(namespace, entry, names)
 
         def wait() -> Lookup:
             try:
-                answer = started()
+                lookup = started()
             except CacheTimeout:
                 raise
             except CacheError:
                 # The socket had gone bad: once more, on a new one.
-                return self.read(namespace, entry, names)
-            return _lookup(answer)
+                lookup = None
+            return self.read(namespace, entry, names) if lookup is None else lookup
 
         return wait
 
-    def _ask(self, channel: Channel, namespace: str, entry: str, tables: tuple[str, ...]) -> Any:
-        return channel.call(self._question(channel, namespace, entry, tables))
+    def _ask(
+        self, channel: Channel, namespace: str, entry: str, tables: tuple[str, ...]
+    ) -> Lookup:
+        # Here, where an answer that is none costs the channel.
+        lookup = _lookup(channel.call(self._question(channel, namespace, entry, tables)), entry)
+        if lookup is None:
+            self._repair(channel, namespace, tables)
+            lookup = Lookup(None, None, Reason.BUSY, current().LEASE)
+        return lookup
+
+    def _repair(self, channel: Channel, namespace: str, tables: tuple[str, ...]) -> None:
+        """Give registers that hold our own "|" a new nonce, and what may be lost with it a lease.
+
+        An intent that nobody ends leaves those alone that are there.
+        """
+        prefix = self._parts(namespace, channel, ()).prefix
+        for table in (EVERYTHING, *tables):
+            key = prefix + b"r:" + table.encode()
+            nonce, counter = channel.call(pack(b"HMGET", key, b"n", b"x"))
+            if b"|" in (nonce or b"") + (counter or b""):
+                self._call(channel, "arm", namespace, new_nonce(), (table,))
+                if counter:
+                    # Not before there is a new nonce: the old one was valid without the counter.
+                    channel.call(pack(b"HDEL", key, b"x"))
 
     def _question(
         self, channel: Channel, namespace: str, entry: str, tables: tuple[str, ...]
@@ -246,8 +304,10 @@ class RedisStore(Store):
 
     def _get_note(self, channel: Channel, namespace: str, entry: str) -> bytes | None:
         prefix = self._parts(namespace, channel, ()).prefix
-        found: bytes | None = channel.call(pack(b"GET", prefix + b"q:" + entry.encode()))
-        return found
+        found = channel.call(pack(b"GET", prefix + b"q:" + entry.encode()))
+        if found is None or type(found) is bytes:
+            return found
+        raise CacheError("the cache has answered something else than was asked")
 
     def drop(self, namespace: str, entry: str) -> None:
         self._channels.run(self._remove, namespace, entry)
@@ -264,7 +324,7 @@ class RedisStore(Store):
 
     def start_arm(self, namespace: str, intent: str, tables: Sequence[str]) -> Callable[[], None]:
         names = tuple(tables)
-        return self._channels.start(self._command, "arm", namespace, intent, names)
+        return self._channels.start(self._command, _confirm, "arm", namespace, intent, names)
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         self._channels.run(self._post, "finish", namespace, intent, tuple(tables))
@@ -276,7 +336,11 @@ class RedisStore(Store):
         return self._channels.run(self._moment)
 
     def _moment(self, channel: Channel) -> int:
-        seconds, micros = channel.call(pack(b"TIME"))
+        answer = channel.call(pack(b"TIME"))
+        if type(answer) is not list:
+            # Two bytes would be two numbers, too.
+            raise CacheError("the cache has answered something else than was asked")
+        seconds, micros = answer
         return int(seconds) * 1000 + int(micros) // 1000
 
     def settle(
@@ -288,13 +352,15 @@ class RedisStore(Store):
         self, channel: Channel, namespace: str, tables: tuple[str, ...], *facts: int
     ) -> None:
         arguments = [new_nonce().encode(), self._lease(namespace), *(b"%d" % n for n in facts)]
-        channel.call(
-            self._parts(namespace, channel, tables).changes["settle"]
-            + b"".join(map(bulk, arguments))
+        _confirm(
+            channel.call(
+                self._parts(namespace, channel, tables).changes["settle"]
+                + b"".join(map(bulk, arguments))
+            )
         )
 
     def _call(self, channel: Channel, *change: Any) -> None:
-        channel.call(self._command(channel, *change))
+        _confirm(channel.call(self._command(channel, *change)))
 
     def _post(self, channel: Channel, *change: Any) -> None:
         channel.send(self._command(channel, *change))
@@ -336,9 +402,8 @@ class RedisStore(Store):
             facts = fields
         else:
             facts = dict(zip(fields[::2], fields[1::2], strict=True))
-        seconds, micros = channel.call(pack(b"TIME"))
         born = facts.get(b"b")
-        age = int(seconds) + int(micros) / 1e6 - int(born) / 1000 if born else None
+        age = (self._moment(channel) - int(born)) / 1000 if born else None
         memory = channel.info(b"memory")
         policy = memory.get(b"maxmemory_policy", b"unknown").decode()
         is_bounded = memory.get(b"maxmemory", b"0") != b"0"

@@ -6,18 +6,21 @@ counted, so an answer can be out of date while two commits to one table overlap,
 the second needs from its COMMIT to its end.
 
 Some caches swallow errors. What a commit depends on is therefore read back.
+
+A register that somebody has damaged may have held the mark of a commit. So it is replaced by a
+mark, which ends with a lease.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.core.cache import caches
 from django.core.cache.backends.db import BaseDatabaseCache
-from django.db import connections, router
+from django.db import Error, connections, router
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
@@ -27,6 +30,7 @@ from ormcache.stores.base import EVERYTHING, Lookup, Store, new_nonce, store_acc
 _CLEAN, _DIRTY = "c:", "d:"
 _ATTEMPTS = 3
 _UNREADABLE = object()
+_FAILURES = ("ConnectionError", "TimeoutError", "MemcacheError")
 _LONGEST = 64
 
 
@@ -35,6 +39,22 @@ def _as_part_of_key(table: str) -> str:
     if table.isascii() and table.isprintable() and " " not in table and len(table) <= _LONGEST:
         return table
     return "x" + hashlib.blake2b(table.encode(), digest_size=20).hexdigest()
+
+
+def _lease() -> int:
+    """Seconds after which a mark ends. Caches count in whole ones, and some round down."""
+    return math.ceil(current().LEASE) + 1
+
+
+def _is_out_of_reach(error: CacheError) -> bool:
+    """Whether the cache, or a connection to it, has failed, and not what was found there."""
+    cause = error.__cause__
+    # The drivers' own classes and Python's are alike in name only.
+    return (
+        cause is None
+        or isinstance(cause, (OSError, Error))
+        or any(kind.__name__ in _FAILURES for kind in type(cause).__mro__)
+    )
 
 
 class StandardStore(Store):
@@ -63,9 +83,10 @@ class StandardStore(Store):
             for key in missing:
                 # Not set(): that could undo a mark that a writer has put there meanwhile.
                 self._call("add", key, _CLEAN + new_nonce(), None)
-            found = self._call("get_many", keys)
+            found = self._fetch(keys)
         values = [found.get(key) for key in keys]
         if not all(isinstance(value, str) and value.startswith(_CLEAN) for value in values):
+            self._replace_damaged(found, keys)
             return Lookup(None, None, Reason.BUSY, current().LEASE)
         # The name of the entry binds it to its question: copied to another key, it is no answer.
         vector = ";".join((entry, *map(str, values)))
@@ -79,9 +100,52 @@ class StandardStore(Store):
         try:
             return self._call("get_many", [entry_key, *keys])  # type: ignore[no-any-return]
         except CacheError as error:
-            if isinstance(error.__cause__, OSError):
+            if _is_out_of_reach(error):
                 raise
-        return {**self._call("get_many", keys), entry_key: _UNREADABLE}
+        return {**self._fetch(keys), entry_key: _UNREADABLE}
+
+    def _fetch(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Registers; those that cannot be unpickled are :data:`_UNREADABLE`."""
+        try:
+            return self._call("get_many", keys)  # type: ignore[no-any-return]
+        except CacheError as error:
+            if _is_out_of_reach(error):
+                raise
+            found = {key: self._fetch_one(key) for key in keys}
+            if _UNREADABLE not in found.values():
+                # It is something else that is wrong.
+                raise
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _fetch_one(self, key: str) -> Any:
+        try:
+            return self._call("get", key)
+        except CacheError as error:
+            if _is_out_of_reach(error):
+                raise
+        return _UNREADABLE
+
+    def _replace_damaged(self, found: Mapping[str, Any], keys: Sequence[str]) -> None:
+        """Mark those of the registers that hold nothing of ours, as before a commit."""
+        for key in keys:
+            value = found.get(key)
+            if isinstance(value, str) and value.startswith((_CLEAN, _DIRTY)):
+                continue
+            if key in found or self._is_hidden(key):
+                self._call("set", key, _DIRTY + new_nonce(), _lease())
+
+    def _is_hidden(self, key: str) -> bool:
+        """Whether something is there that the cache does not show.
+
+        pymemcache does so with what cannot be unpickled; a server that cannot be reached is empty.
+        """
+        try:
+            # For a lease: if it is a mark by now, it must not stay for ever.
+            return bool(self._call("touch", key, _lease()))
+        except CacheError as error:
+            if isinstance(error.__cause__, NotImplementedError):
+                return False
+            raise
 
     def fill(
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
@@ -97,8 +161,7 @@ class StandardStore(Store):
         self._call("delete", f"ormcache:{namespace}:e:{entry}")
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
-        # Caches count in whole seconds, and some round down.
-        self._surely_set(namespace, tables, _DIRTY + intent, math.ceil(current().LEASE) + 1)
+        self._surely_set(namespace, tables, _DIRTY + intent, _lease())
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
         self._set(self._registers(namespace, tables), _CLEAN + new_nonce(), None)
@@ -124,7 +187,7 @@ class StandardStore(Store):
         keys = self._registers(namespace, tables)
         for _ in range(_ATTEMPTS):
             self._set(keys, value, timeout)
-            found = self._call("get_many", keys)
+            found = self._fetch(keys)
             if all(
                 isinstance(there, str) and (there == value or there.startswith(_DIRTY))
                 for there in map(found.get, keys)
