@@ -29,6 +29,7 @@ from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.debts import owed
 from ormcache.exceptions import CacheError
 from ormcache.fence_rows import TABLE, Found
+from ormcache.interruptions import let_through
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers import schemas
@@ -145,7 +146,8 @@ def _look_on_primary(
         if not breaker.allows():
             return Reason.FENCE
         reason = _look(connection, state, route, now)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
         let_go_if_lost(connection, state)
@@ -273,7 +275,8 @@ def rows(alias: str) -> list[int]:
         if fence_rows.look_for(connection) not in (Found.ONE, Found.SEVERAL):
             return []
         return [row[0] for row in ask(connection, _ROWS)]
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # Nobody has come for the rows.
         return []
 

@@ -17,6 +17,7 @@ from django.core.cache.backends.base import BaseCache
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
+from ormcache.interruptions import let_through
 from ormcache.reasons import Reason
 from ormcache.stores.base import EVERYTHING, Lookup, Store
 
@@ -76,7 +77,8 @@ class LocMemStore(Store):
         vector = ";".join(map(str, parts))
         try:
             found = self._cache.get(f"ormcache:{namespace}:{entry}")
-        except Exception:
+        except Exception as error:
+            let_through(error)
             # Somebody else has put there what cannot be unpickled.
             return Lookup(b"", vector)
         if type(found) is tuple and len(found) == 2 and found[0] == vector:
@@ -89,12 +91,14 @@ class LocMemStore(Store):
         try:
             self._cache.set(f"ormcache:{namespace}:{entry}", (vector, payload), timeout)
         except Exception as error:
+            let_through(error)
             raise CacheError(f"{type(error).__name__}: {error}") from error
 
     def drop(self, namespace: str, entry: str) -> None:
         try:
             self._cache.delete(f"ormcache:{namespace}:{entry}")
         except Exception as error:
+            let_through(error)
             raise CacheError(f"{type(error).__name__}: {error}") from error
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
