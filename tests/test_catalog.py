@@ -645,7 +645,7 @@ def test_a_question_that_fails_is_no_reason_for_the_read_to_fail(
     assert cached.reads[-1].reason is Reason.CATALOG_UNKNOWN
 
 
-@on_databases()
+@on_all
 def test_a_time_limit_that_comes_during_a_question_is_raised(
     cached: Watch, using: str, tags: Tags, failing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
