@@ -32,9 +32,22 @@ def interruption(error: BaseException) -> BaseException | None:
 
 def let_through(error: BaseException) -> None:
     """Raise what :func:`interruption` finds: no error, whatever else becomes of others."""
-    found = interruption(error)
-    if found is not None:
-        raise found
+    try:
+        raise_if_any(interruption(error))
+    finally:
+        # What is raised refers to this frame.
+        del error
+
+
+def raise_if_any(error: BaseException | None) -> None:
+    """Raise it as it is."""
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # It refers to this frame: in a circle, the garbage collector would have to come before
+            # a bracket that was interrupted is gone.
+            del error
 
 
 def foreign(error: BaseException, library: str) -> BaseException | None:

@@ -1,7 +1,10 @@
 """Time limits and the like, told apart from errors of what they interrupt."""
 
+import contextlib
 import functools
+import gc
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +100,31 @@ def test_an_interruption_that_the_caller_was_dealing_with_is_over() -> None:
     assert type(error.__context__) is TimeLimit
     assert interruption(error) is None
     assert foreign(error, "redis") is None
+
+
+def test_to_raise_an_interruption_makes_no_circle_of_references() -> None:
+    """Its frames go with it at once, and with them a bracket that was interrupted."""
+
+    class Frail:
+        pass
+
+    gone = []
+
+    def wait() -> None:
+        frail = Frail()
+        weakref.finalize(frail, gone.append, True)
+        try:
+            interrupted()
+        except Exception as error:
+            let_through(error)
+
+    gc.disable()
+    try:
+        with handling(), contextlib.suppress(TimeLimit):
+            wait()
+        assert gone == [True]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError, CacheTimeout
-from ormcache.interruptions import foreign, let_through
+from ormcache.interruptions import foreign, let_through, raise_if_any
 from ormcache.stores import flushing
 
 FLAGS = b"#!lua flags=allow-oom\n"
@@ -188,9 +188,11 @@ class Channel:
 
     def raise_foreign(self, error: BaseException) -> None:
         """Raise what ended a call if it is nothing of the socket's, such as a time limit."""
-        found = foreign(error, _library(type(self._connection)).__name__)
-        if found is not None:
-            raise found
+        try:
+            raise_if_any(foreign(error, _library(type(self._connection)).__name__))
+        finally:
+            # What is raised refers to this frame.
+            del error
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
