@@ -79,6 +79,8 @@ class _Look(NamedTuple):
 
     They may be that transaction's own, and not committed yet: then they were told too early.
     """
+    refused: Reason | None = None
+    """Why nothing could be seen: not to be asked for each read, where that will be so again."""
 
 
 _looks: dict[tuple[object, ...], _Look] = {}
@@ -110,7 +112,7 @@ def why_not_trust(
     state = state_of(connection)
     last = _looks.get(_place(connection, state, route))
     if last is not None and not at_once and now - last.at < interval:
-        return None
+        return last.refused
     if route.breaker.is_waiting:
         # Nothing could be told, and nothing is going to be answered.
         return Reason.CACHE_UNREACHABLE
@@ -173,8 +175,12 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         with savepoint(connection) if is_inside else nullcontext():
             rows = ask(connection, _ROWS)
     except db.Error:
-        # The table may have been dropped.
-        _looks.pop(place, None)
+        if last is not None and last.is_there:
+            # The table may have been dropped, or the connection lost: look again.
+            _looks.pop(place, None)
+        else:
+            # This role may not read it, say.
+            _note(place, _refusal(now, Reason.FENCE))
         raise
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
     if not _tell(route, {row[1] for row in rows if row not in told}):
@@ -197,11 +203,16 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
 def _without_table(found: Found, place: tuple[object, ...], now: float) -> Reason | None:
     """What :func:`_look` says where there is no table to look into."""
     if found is Found.HIDDEN or not isinstance(current().FENCE, Inherited):
+        _note(place, _refusal(now, Reason.NO_FENCE))
         return Reason.NO_FENCE
     # Nobody can have written there. Without the table, a write is refused while the cache is out
     # of reach.
     _note(place, _Look(now, False, frozenset(), {}))
     return None
+
+
+def _refusal(now: float, reason: Reason) -> _Look:
+    return _Look(now, False, frozenset(), {}, reason)
 
 
 def _remove_afterwards(connection: Any, state: ConnectionState, ids: list[int]) -> None:
