@@ -78,14 +78,18 @@ class Keeper:
             self._start()
 
     def _start(self) -> None:
-        with self._starting:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(target=self._run, name="ormcache-leases", daemon=True)
-            # There are too many, or the interpreter has begun to end: one lease has to do.
-            with contextlib.suppress(RuntimeError):
-                thread.start()
-                self._thread = thread
+        if not self._starting.acquire(blocking=False):
+            # Whoever is about to does it: this may be the handler of a signal that came meanwhile.
+            return
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="ormcache-leases", daemon=True)
+                # There are too many, or the interpreter has begun to end: one lease has to do.
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
+        finally:
+            self._starting.release()
 
     def release(self, intent: str, *, finished: bool) -> None:
         """Stop renewing ``intent``: it is about to be finished, or is left to its lease."""

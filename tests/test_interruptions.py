@@ -10,9 +10,46 @@ from typing import Any
 
 import pytest
 import redis
+from django.core.cache import caches
 
+from ormcache import counters, debts, flights, stores
 from ormcache.interruptions import foreign, interruption, let_through
+from ormcache.leases import Keeper
+from ormcache.stores import Breaker, LocMemStore
 from tests.handlers import TimeLimit, handling, interrupted
+from tests.interleaving import Background
+
+BREAKER, KEEPER, LOCMEM = Breaker(), Keeper(), LocMemStore(caches["locmem"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lock", "use"),
+    [
+        (lambda: flights._lock, lambda: flights.take_off(("", "", ""))[0].land()),
+        (lambda: counters._lock, lambda: counters.count_read("nowhere", ("t",), "hit")),
+        (lambda: counters._lock, lambda: counters.count_event("nowhere", ("t",), "fenced")),
+        (lambda: debts.ledger._lock, lambda: debts.ledger.tables(("", ""))),
+        (lambda: stores._lock, lambda: stores.store_for("locmem", "strict")),
+        (lambda: BREAKER._lock, BREAKER.failed),
+        (lambda: BREAKER._lock, BREAKER.allows),
+        (lambda: BREAKER._lock, BREAKER.succeeded),
+        (lambda: LOCMEM._lock, lambda: LOCMEM.read("", "", ["t"])),
+        (lambda: LOCMEM._lock, lambda: LOCMEM.bump("", ["t"])),
+        (lambda: LOCMEM._lock, lambda: LOCMEM.status("")),
+        (lambda: KEEPER._starting, lambda: KEEPER.hold("", LOCMEM, "", [], 0.0)),
+    ],
+)
+def test_the_handler_of_a_signal_may_come_while_its_thread_holds_a_lock(
+    monkeypatch: pytest.MonkeyPatch, lock: Callable[[], Any], use: Callable[[], object]
+) -> None:
+    """It does in the main thread; in another one a test that fails does not hang."""
+    monkeypatch.setattr(stores, "_stores", {})
+
+    def work() -> None:
+        with lock():
+            use()
+
+    Background(work).result()
 
 
 def error_of(work: Callable[[], object]) -> BaseException:

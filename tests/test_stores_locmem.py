@@ -217,6 +217,26 @@ def test_a_cache_that_raises_when_it_stores_raises_a_cache_error(
         fill(store, b"answer")
 
 
+def test_a_register_that_the_handler_of_a_signal_makes_meanwhile_keeps_its_intents(
+    store: LocMemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._Register.__init__
+
+    def write(*args: Any) -> None:
+        monkeypatch.setattr(module._Register, "__init__", original)
+        store.arm(SPACE, "the handler's", TABLES)
+
+    def struck(register: Any) -> None:
+        interrupted()
+        original(register)
+
+    monkeypatch.setattr(module._Register, "__init__", struck)
+    with handling(write):
+        store.arm(SPACE, "own", ["a"])
+    store.finish(SPACE, "own", ["a"])
+    assert store.read(SPACE, "entry", ["a"]).reason is Reason.BUSY
+
+
 @pytest.mark.parametrize("method", ["get", "set", "delete"])
 def test_a_time_limit_that_comes_while_the_cache_works_is_raised(
     store: LocMemStore, monkeypatch: pytest.MonkeyPatch, method: str
