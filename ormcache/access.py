@@ -13,6 +13,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 
+from ormcache.interruptions import let_through
+
 
 @async_unsafe
 def not_in_a_coroutine() -> None:
@@ -68,6 +70,7 @@ def is_forbidden(alias: str) -> bool:
             connection.ensure_connection()
         except db.Error:
             return False
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return True
     return False

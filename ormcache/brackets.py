@@ -45,9 +45,14 @@ _CANCEL_SECONDS = 5
 
 
 class Bracket:
-    """One commit on its way: made by :func:`announce`, ended by :meth:`end`."""
+    """One commit on its way: made by :func:`announce`, ended by :meth:`end`.
+
+    Its intent is renewed for as long as it lives: who sends the COMMIT keeps it until the outcome
+    is there.
+    """
 
     __slots__ = (
+        "__weakref__",
         "_alias",
         "_begun",
         "_intent",
@@ -159,9 +164,15 @@ class Bracket:
         if was_asked:
             breaker.succeeded()
         self._intent = intent
-        keeper.hold(intent, store, self._route.namespace, self._tables, self._begun)
+        # Before debts are paid, which may take a good part of the lease.
+        keeper.hold(intent, store, self._route.namespace, self._tables, self._begun, self)
         if debts.ledger:
-            debts.pay(self._route)
+            try:
+                debts.pay(self._route)
+            except BaseException:
+                # Nothing will be committed. What is raised may keep this bracket alive for long.
+                keeper.release(intent, finished=False)
+                raise
 
     def _confirm_start(self) -> bool:
         """Whether an announcement was sent ahead, arrived and is still fresh."""
@@ -246,12 +257,14 @@ class Bracket:
 
     def end(self, *, known: bool = True) -> None:
         """The statement is over. ``known``: nothing of it can take effect any more."""
+        if self._intent is not None:
+            # First: what interrupts the rest must not leave it to the keeper.
+            keeper.release(self._intent, finished=known)
         _pin(self._alias)
         if self._is_owed:
             debts.ledger.end(self._place, self._tables, 0.0 if known else self._lease)
         if self._intent is None:
             return
-        keeper.release(self._intent, finished=known)
         if known and not self._waits(self._intent):
             self._finish()
         names = self._names

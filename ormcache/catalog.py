@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ormcache import tables as table_names
 from ormcache.conf import Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction
+from ormcache.interruptions import let_through
 from ormcache.memo import Memo
 from ormcache.questions import ask, savepoint
 from ormcache.reasons import Reason
@@ -315,7 +316,8 @@ def _ask(
     try:
         with savepoint(connection) if in_transaction(connection, state) else nullcontext():
             rows = ask(connection, question, parameters)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # It is no reason for the read to fail, nor is a connection that is lost.
         breaker.failed()
         return None

@@ -28,6 +28,7 @@ from django.db.models.sql.datastructures import BaseTable, Join
 
 from ormcache import codec, sql
 from ormcache.exceptions import NotEncodable
+from ormcache.interruptions import let_through
 
 Row = tuple[Any, ...]
 
@@ -153,7 +154,8 @@ def order_of(compiler: Any) -> Order:
     own = query.get_compiler(compiler.using, compiler.connection, compiler.elide_empty)
     try:
         extra, order_by, group_by = own.pre_sql_setup()
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # A compiler of another kind.
         return unknown
     unknown = unknown._replace(is_counted=_is_counted(own, order_by, group_by))

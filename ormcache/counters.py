@@ -6,7 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-_lock = threading.Lock()
+# For the same thread not exclusive: the handler of a signal may read, too, and lose a count.
+_lock = threading.RLock()
 _reads: Counter[tuple[str, tuple[str, ...], str]] = Counter()
 _events: Counter[tuple[str, str, str]] = Counter()
 

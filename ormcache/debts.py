@@ -8,12 +8,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from ormcache.exceptions import CacheError
 from ormcache.routers.namespaces import Route
 
 Place = tuple[str, str]
 """A cache alias and a namespace."""
+
+
+class Debt(NamedTuple):
+    """A write that the cache was not told of."""
+
+    place: Place
+    table: str
+    number: int
+    until: float
+    """Until when it may take effect, if nobody knows whether it is over; monotonic clock, or 0."""
 
 
 class Debts:
@@ -26,63 +37,64 @@ class Debts:
 
     def __init__(self) -> None:
         self._number = itertools.count()
-        self._written: dict[Place, dict[str, int]] = {}
+        self._written: set[Debt] = set()
+        self._last: dict[tuple[Place, str], Debt] = {}
         self._forget_threads()
         os.register_at_fork(after_in_child=self._forget_threads)
 
     def _forget_threads(self) -> None:
         # After fork() no other thread is there to end its write or to release the lock.
         self._under_way: Counter[tuple[Place, str]] = Counter()
-        self._in_doubt: dict[tuple[Place, str], float] = {}
-        """Until when, on the monotonic clock."""
-        self._lock = threading.Lock()
+        # For the same thread not exclusive: the handler of a signal may read and write, too,
+        # between any two steps. So nothing is removed because of what it was found to be before.
+        self._lock = threading.RLock()
 
     def __bool__(self) -> bool:
         return bool(self._written)
 
     def tables(self, place: Place) -> frozenset[str]:
         with self._lock:
-            return frozenset(self._written.get(place, ()))
+            return frozenset(debt.table for debt in self._written.copy() if debt.place == place)
 
     def begin(self, place: Place, tables: Iterable[str]) -> None:
         with self._lock:
-            self._write(place, tables, 1)
+            for table in tables:
+                # First: nothing can be paid for from here on.
+                self._under_way[place, table] += 1
+                self._write(place, table)
 
     def end(self, place: Place, tables: Sequence[str], in_doubt_for: float = 0.0) -> None:
         """The write is over, or may take effect within so many seconds still."""
-        until = time.monotonic() + in_doubt_for
+        until = time.monotonic() + in_doubt_for if in_doubt_for else 0.0
         with self._lock:
-            self._write(place, tables, -1)
-            for table in tables if in_doubt_for else ():
-                self._in_doubt[place, table] = until
+            for table in tables:
+                self._write(place, table, until)
+                self._under_way[place, table] -= 1
 
-    def _write(self, place: Place, tables: Iterable[str], step: int) -> None:
-        written = self._written.setdefault(place, {})
-        for table in tables:
-            written[table] = next(self._number)
-            self._under_way[place, table] += step
+    def _write(self, place: Place, table: str, until: float = 0.0) -> None:
+        debt = Debt(place, table, next(self._number), until)
+        self._written.add(debt)
+        before = self._last.get((place, table))
+        self._last[place, table] = debt
+        if before is not None and not before.until:
+            # The new one says it as well.
+            self._written.discard(before)
 
-    def due(self, place: Place) -> dict[str, int]:
-        """What can be paid now, with the numbers that :meth:`paid` wants to have back."""
+    def due(self, place: Place) -> set[Debt]:
+        """What can be paid now."""
         with self._lock:
             now = time.monotonic()
             return {
-                table: number
-                for table, number in self._written.get(place, {}).items()
-                if self._under_way[place, table] <= 0
-                and self._in_doubt.get((place, table), now) <= now
+                debt
+                for debt in self._written.copy()
+                if debt.place == place
+                and debt.until <= now
+                and self._under_way[place, debt.table] <= 0
             }
 
-    def paid(self, place: Place, due: dict[str, int]) -> None:
+    def paid(self, due: set[Debt]) -> None:
         with self._lock:
-            written = self._written.get(place, {})
-            for table, number in due.items():
-                if written.get(table) == number:
-                    del written[table]
-                    del self._under_way[place, table]
-                    self._in_doubt.pop((place, table), None)
-            if not written:
-                self._written.pop(place, None)
+            self._written.difference_update(due)
 
 
 ledger = Debts()
@@ -100,10 +112,10 @@ def pay(route: Route) -> bool:
     due = ledger.due(place)
     if due and route.store is not None and route.breaker.allows():
         try:
-            route.store.bump(route.namespace, sorted(due))
+            route.store.bump(route.namespace, sorted({debt.table for debt in due}))
         except CacheError:
             route.breaker.failed()
         else:
             route.breaker.succeeded()
-            ledger.paid(place, due)
+            ledger.paid(due)
     return not owed(route)

@@ -31,6 +31,7 @@ from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.debts import owed
 from ormcache.exceptions import CacheError
 from ormcache.fence_rows import TABLE, Found
+from ormcache.interruptions import let_through
 from ormcache.questions import ask, savepoint, tell
 from ormcache.reasons import Reason
 from ormcache.routers import schemas
@@ -97,6 +98,8 @@ class _Look(NamedTuple):
 
     They may be that transaction's own, and not committed yet: then they were told too early.
     """
+    refused: Reason | None = None
+    """Why nothing could be seen: not to be asked for each read, where that will be so again."""
 
 
 _looks: dict[tuple[object, ...], _Look] = {}
@@ -128,7 +131,7 @@ def why_not_trust(
     state = state_of(connection)
     last = _looks.get(_place(connection, state, route))
     if last is not None and not at_once and now - last.at < interval:
-        return None
+        return last.refused
     if route.breaker.is_waiting:
         # Nothing could be told, and nothing is going to be answered.
         return Reason.CACHE_UNREACHABLE
@@ -164,7 +167,8 @@ def _look_on_primary(
         if not breaker.allows():
             return Reason.FENCE
         reason = _look(connection, state, route, now)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
         let_go_if_lost(connection, state)
@@ -190,8 +194,12 @@ def _look(connection: Any, state: ConnectionState, route: Route, now: float) -> 
         with savepoint(connection) if is_inside else nullcontext():
             rows = _rows(connection)
     except db.Error:
-        # The table may have been dropped.
-        _looks.pop(place, None)
+        if last is not None and last.is_there:
+            # The table may have been dropped, or the connection lost: look again.
+            _looks.pop(place, None)
+        else:
+            # This role may not read it, say.
+            _note(place, _refusal(now, Reason.FENCE))
         raise
     told, doubtful = (last.told, last.doubtful) if last is not None else (frozenset(), {})
     named = {row[1] for row in rows if row not in told}
@@ -224,11 +232,16 @@ def _rows(connection: Any) -> list[_Row]:
 def _without_table(found: Found, place: tuple[object, ...], now: float) -> Reason | None:
     """What :func:`_look` says where there is no table to look into."""
     if found is Found.HIDDEN or not isinstance(current().FENCE, Inherited):
+        _note(place, _refusal(now, Reason.NO_FENCE))
         return Reason.NO_FENCE
     # Nobody can have written there. Without the table, a write is refused while the cache is out
     # of reach.
     _note(place, _Look(now, False, frozenset(), {}))
     return None
+
+
+def _refusal(now: float, reason: Reason) -> _Look:
+    return _Look(now, False, frozenset(), {}, reason)
 
 
 def _remove_afterwards(connection: Any, state: ConnectionState, ids: list[int]) -> None:
@@ -356,7 +369,8 @@ def rows(alias: str) -> list[int]:
         if fence_rows.look_for(connection) not in (Found.ONE, Found.SEVERAL):
             return []
         return [row[0] for row in _rows(connection)]
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # Nobody has come for the rows.
         return []
 

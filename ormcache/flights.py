@@ -8,7 +8,7 @@ see has come between. So to wait is as sound as a hit, and holds for the readers
 from __future__ import annotations
 
 import os
-from threading import Event, Lock, get_ident
+from threading import Event, RLock, get_ident
 
 Name = tuple[str, str, str]
 """Namespace, entry and registers."""
@@ -48,10 +48,11 @@ class Flight:
 def _forget() -> None:
     # After fork() no other thread is there to land, or to release the lock.
     global _lock, _under_way
-    _lock, _under_way = Lock(), {}
+    _lock, _under_way = RLock(), {}
 
 
-_lock = Lock()
+# For the same thread not exclusive: the handler of a signal may read, too.
+_lock = RLock()
 _under_way: dict[Name, Flight] = {}
 os.register_at_fork(after_in_child=_forget)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ormcache.exceptions import NotEncodable
+from ormcache.interruptions import let_through
 
 # repr() of these tells the type and the exact value, and reads the same in every process.
 _EXACT = frozenset({int, str, bool, float, bytes, type(None), decimal.Decimal, uuid.UUID})
@@ -94,6 +95,7 @@ def _driver_wrapper(param: Any) -> object:
         try:
             return (type(param.obj).__name__, dumps(param.obj))
         except Exception as error:
+            let_through(error)
             # The driver will meet the same error and say it in its own words.
             raise NotEncodable(f"a parameter that is no JSON: {error}") from error
     if hasattr(param, "bounds"):

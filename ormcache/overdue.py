@@ -19,6 +19,7 @@ from django.db import connections
 
 from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.exceptions import CacheError
+from ormcache.interruptions import let_through
 from ormcache.questions import ask
 from ormcache.routers.namespaces import Route
 from ormcache.snapshots import is_undisturbed, let_go_if_lost
@@ -88,7 +89,8 @@ def _ask(connection: Any, state: ConnectionState, breaker: Breaker) -> tuple[int
         connection.ensure_connection()
         ((horizon,),) = ask(connection, _HORIZON)
         ((oldest,),) = ask(connection, _OLDEST)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         # Out of reach, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
         let_go_if_lost(connection, state)

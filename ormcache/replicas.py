@@ -23,6 +23,7 @@ from django import db
 from django.db import connections
 
 from ormcache.connection_state import ConnectionState, in_transaction, state_of
+from ormcache.interruptions import let_through
 from ormcache.questions import savepoint
 from ormcache.reasons import Reason
 from ormcache.routers import health, positions
@@ -132,6 +133,7 @@ def written(primary: str) -> Position:
     except PositionUnknown:
         raise
     except Exception as error:
+        let_through(error)
         # Unreachable, or forbidden by a test case: it is no reason for the read to fail.
         breaker.failed()
         let_go_if_lost(connection, state)

@@ -23,6 +23,7 @@ from ormcache.comparison import Order, Row, Verdict, compare, digest
 from ormcache.conf import Settings
 from ormcache.connection_state import ConnectionState, in_transaction
 from ormcache.exceptions import CacheError, Mismatch, NotEncodable
+from ormcache.interruptions import let_through
 from ormcache.questions import savepoint
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
@@ -146,6 +147,7 @@ def _ask(read: Read) -> tuple[list[Row], bool]:
             cursor.execute(read.plan.sql, read.plan.params)
             rows = list(cursor.fetchmany(2) if read.is_single else cursor.fetchall())
     except Exception as error:
+        let_through(error)
         # Whatever it is, a hit does not fail for it.
         let_go_if_lost(connection, read.state)
         raise Unverified(FAILED) from error

@@ -17,6 +17,7 @@ from ormcache.connection_state import state_of
 from ormcache.reasons import Reason
 from ormcache.stores import Breaker
 from tests.backdoor import execute as outside
+from tests.handlers import TimeLimit, handling, interrupted
 from tests.interleaving import route_of, session
 from tests.marks import needs, on_caches, on_databases, on_pairs
 from tests.models import Author, AuthorBooks, Book, Tag
@@ -642,6 +643,15 @@ def test_a_question_that_fails_is_no_reason_for_the_read_to_fail(
     with cached.expect("miss"):
         assert tags() == ["a"]
     assert cached.reads[-1].reason is Reason.CATALOG_UNKNOWN
+
+
+@on_all
+def test_a_time_limit_that_comes_during_a_question_is_raised(
+    cached: Watch, using: str, tags: Tags, failing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "ask", interrupted)
+    with handling(), pytest.raises(TimeLimit):
+        tags()
 
 
 @on_databases("postgresql", "mariadb", transaction=True)

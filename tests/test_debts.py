@@ -16,6 +16,7 @@ from tests import servers
 from tests.authors import NEW, OLD, Names, rename, update
 from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
+from tests.handlers import handling, interrupted
 from tests.interleaving import (
     SECONDS,
     Background,
@@ -34,6 +35,55 @@ on_postgresql = on_databases("postgresql", transaction=True)
 
 
 # --- the cache cannot be told ------------------------------------------------------------------
+
+
+def test_what_the_handler_of_a_signal_writes_while_a_debt_is_paid_stays_owed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger, place = debts.Debts(), ("cache", "namespace")
+    ledger.begin(place, ["a", "b"])
+    ledger.end(place, ["a", "b"])
+
+    class Struck(set[debts.Debt]):
+        def difference_update(self, *others: Any) -> None:
+            interrupted()
+            super().difference_update(*others)
+
+    ledger._written = Struck(ledger._written)
+
+    def write(*args: Any) -> None:
+        ledger.begin(place, ["a"])
+        ledger.end(place, ["a"])
+
+    with handling(write):
+        ledger.paid(ledger.due(place))
+    assert ledger.tables(place) == {"a"}
+
+
+def test_a_write_under_way_is_not_paid_for_by_the_handler_of_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes at any step of the beginning of the write."""
+    ledger, place = debts.Debts(), ("cache", "namespace")
+
+    def pay(*args: Any) -> None:
+        ledger.paid(ledger.due(place))
+
+    original = debts.Debts._write
+
+    def struck(*args: Any) -> None:
+        interrupted()
+        original(*args)
+        interrupted()
+
+    monkeypatch.setattr(debts.Debts, "_write", struck)
+    with handling(pay):
+        ledger.begin(place, ["a"])
+        assert ledger.tables(place) == {"a"}
+        ledger.end(place, ["a"])
+    assert ledger.tables(place) == {"a"}
+    pay()
+    assert not ledger
 
 
 @pytest.fixture

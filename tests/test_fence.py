@@ -12,7 +12,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
 import ormcache
-from ormcache import fence
+from ormcache import fence, fence_rows
 from ormcache.exceptions import CacheError
 from ormcache.questions import ask
 from ormcache.reasons import Reason
@@ -802,7 +802,64 @@ def test_without_the_table_nothing_is_cached_and_the_reason_says_what_to_do(
         assert "migrate ormcache" in Reason.NO_FENCE.explanation
     finally:
         call_command("migrate", "ormcache", database=using, verbosity=0)
+    clock.now += 3
     fenced.warm(names(using))
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the database is asked for the sake of the fence."""
+    asked: list[str] = []
+    original = fence.ask
+
+    def ask(connection: Any, question: str, *args: Any) -> Any:
+        asked.append(question)
+        return original(connection, question, *args)
+
+    monkeypatch.setattr(fence, "ask", ask)
+    monkeypatch.setattr(fence_rows, "ask", ask)
+    return asked
+
+
+@everywhere
+def test_a_database_without_the_table_is_asked_for_it_once_in_that_time(
+    fenced: Watch, using: str, clock: Clock, questions: list[str]
+) -> None:
+    call_command("migrate", "ormcache", "zero", database=using, verbosity=0)
+    try:
+        fence._looks.clear()
+        questions.clear()
+        with fenced.expect(*[Reason.NO_FENCE] * 3):
+            for _ in range(3):
+                names(using)()
+        assert len(questions) == 1
+        clock.now += 3
+        names(using)()
+        assert len(questions) == 2
+    finally:
+        call_command("migrate", "ormcache", database=using, verbosity=0)
+
+
+@on_postgresql
+def test_who_may_not_read_the_table_is_refused_once_in_that_time(
+    fenced: Watch, using: str, clock: Clock, questions: list[str]
+) -> None:
+    """Each refusal is a line in the log of PostgreSQL."""
+    role = "ormcache_reader_of_authors"
+    backdoor.execute(using, f"CREATE ROLE {role}", f"GRANT SELECT ON tests_author TO {role}")
+    try:
+        with session(using, OPTIONS={"assume_role": role}):
+            fence._looks.clear()
+            questions.clear()
+            with fenced.expect(*[Reason.FENCE] * 3):
+                for _ in range(3):
+                    names(using)()
+            assert questions.count(fence._ROWS) == 1
+            clock.now += 3
+            names(using)()
+            assert questions.count(fence._ROWS) == 2
+    finally:
+        backdoor.execute(using, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 @on_postgresql

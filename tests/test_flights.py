@@ -11,6 +11,7 @@ from django.db import OperationalError, connections, transaction
 from ormcache import flights, reads
 from ormcache.reasons import Reason
 from tests.authors import NEW, OLD, Names, rename
+from tests.handlers import handling, interrupted
 from tests.interleaving import SECONDS, Background, Pause, pause_before, released_before
 from tests.marks import on_databases, on_pairs
 from tests.models import Author
@@ -212,3 +213,35 @@ def test_where_every_hit_is_verified_everybody_asks_the_database(
 ) -> None:
     settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1}
     assert Background(connected).result() == [OLD]
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+
+def test_the_handler_of_a_signal_may_miss_while_a_flight_takes_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = flights.Flight.__init__
+    inner: list[bool] = []
+
+    def handler(*args: Any) -> None:
+        monkeypatch.setattr(flights.Flight, "__init__", original)
+        flight, is_first = flights.take_off(NAME)
+        inner.append(is_first)
+        flight.land()
+
+    def struck(self: Any, name: Any) -> None:
+        interrupted()
+        original(self, name)
+
+    monkeypatch.setattr(flights.Flight, "__init__", struck)
+
+    def take_off() -> bool:
+        flight, is_first = flights.take_off(NAME)
+        flight.land()
+        return is_first
+
+    with handling(handler):
+        assert take_off()
+    assert inner == [True]
+    assert flights._under_way == {}

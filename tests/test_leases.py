@@ -1,5 +1,6 @@
 """Intents live as long as their commits, and not longer."""
 
+import gc
 import os
 import threading
 import time
@@ -8,14 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+import ormcache
+from ormcache import brackets, debts, transactions
 from ormcache.exceptions import CacheError
-from ormcache.leases import Keeper
+from ormcache.leases import Keeper, keeper
 from ormcache.stores import Store
 from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
+from tests.handlers import TimeLimit, handling, interrupted
 from tests.interleaving import SECONDS, Background, pause_before, record_calls, store_of
 from tests.marks import on_pairs
 from tests.models import Author
@@ -221,6 +225,88 @@ def test_an_intent_released_while_another_is_renewed_is_left_alone(
     store.when_armed = lambda intent: keeper.release("second", finished=True)
     keeper.renew()
     assert store.calls == [("arm", "first")]
+
+
+class Owner:
+    """Something that a weak reference can lead to."""
+
+
+def test_an_intent_is_renewed_for_as_long_as_its_owner_lives(
+    store: FakeStore, lease: float
+) -> None:
+    passive, owner = Passive(), Owner()
+    passive.hold("intent", store, "namespace", ["table"], time.monotonic() - lease, owner)
+    passive.renew()
+    assert store.calls == [("arm", "intent")]
+
+
+def test_an_intent_whose_owner_is_gone_is_left_to_its_lease(
+    store: FakeStore, lease: float
+) -> None:
+    passive, owner = Passive(), Owner()
+    passive.hold("intent", store, "namespace", ["table"], time.monotonic() - lease, owner)
+    del owner
+    gc.collect()
+    passive.renew()
+    assert store.calls == []
+    assert not passive._held
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        # After the announcement, before the caller has the bracket.
+        (brackets, "announce"),
+        # When the outcome is there, before the intent is released.
+        (transactions.ConnectionState, "ended"),
+        # When it is released, before the cache is told.
+        (brackets, "_pin"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@on_pairs(("postgresql", "redis"), ("default", "locmem"), transaction=True)
+def test_an_intent_is_not_renewed_when_its_commit_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+    cached: Watch,
+    using: str,
+    names: Callable[[], list[str]],
+    owner: Any,
+    step: str,
+) -> None:
+    """A time limit comes between two steps that no ``try`` surrounds."""
+    original = getattr(owner, step)
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        interrupted()
+        return result
+
+    with monkeypatch.context() as patched, handling():
+        patched.setattr(owner, step, struck)
+        with pytest.raises(TimeLimit):
+            rename(using)
+    connections[using].close()
+    gc.collect()
+    assert [held for held in keeper._held.values() if held.owner() is not None] == []
+    deadline = time.monotonic() + SECONDS
+    while cached.call(names)[1] != ["hit"]:
+        assert time.monotonic() < deadline
+
+
+def test_an_intent_is_not_renewed_when_the_payment_of_debts_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, using: str, cached: Watch
+) -> None:
+    """Not even where somebody keeps what was raised, and so the bracket."""
+    debts.ledger.begin(("elsewhere", ""), ["table"])
+    try:
+        with handling(), monkeypatch.context() as patched:
+            patched.setattr(debts, "pay", interrupted)
+            with pytest.raises(TimeLimit) as caught:
+                ormcache.invalidate(Author, using=using)
+        assert caught.value.__traceback__ is not None
+        assert not keeper._held
+    finally:
+        debts.ledger._written.clear()
 
 
 def test_a_cache_that_fails_is_asked_again_for_each_intent_in_the_next_round(

@@ -17,6 +17,7 @@ from ormcache.reasons import Reason
 from ormcache.stores import generation, store_for
 from ormcache.stores import locmem as module
 from ormcache.stores.locmem import LocMemStore
+from tests.handlers import TimeLimit, handling, interrupted
 from tests.interleaving import Background, pause_after, route_of
 from tests.marks import on_databases
 from tests.models import Author
@@ -214,6 +215,37 @@ def test_a_cache_that_raises_when_it_stores_raises_a_cache_error(
     monkeypatch.setattr(caches["locmem"], "set", refuse)
     with pytest.raises(CacheError, match="MemoryError: full"):
         fill(store, b"answer")
+
+
+def test_a_register_that_the_handler_of_a_signal_makes_meanwhile_keeps_its_intents(
+    store: LocMemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._Register.__init__
+
+    def write(*args: Any) -> None:
+        monkeypatch.setattr(module._Register, "__init__", original)
+        store.arm(SPACE, "the handler's", TABLES)
+
+    def struck(register: Any) -> None:
+        interrupted()
+        original(register)
+
+    monkeypatch.setattr(module._Register, "__init__", struck)
+    with handling(write):
+        store.arm(SPACE, "own", ["a"])
+    store.finish(SPACE, "own", ["a"])
+    assert store.read(SPACE, "entry", ["a"]).reason is Reason.BUSY
+
+
+@pytest.mark.parametrize("method", ["get", "set", "delete"])
+def test_a_time_limit_that_comes_while_the_cache_works_is_raised(
+    store: LocMemStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    fill(store, b"answer")
+    monkeypatch.setattr(caches["locmem"], method, interrupted)
+    with handling(), pytest.raises(TimeLimit):
+        fill(store, b"answer")
+        store.drop(SPACE, "entry")
 
 
 def test_another_setting_of_caches_makes_another_store(settings: Any) -> None:

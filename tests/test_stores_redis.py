@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from ormcache.stores import flushing, strict_store
 from ormcache.stores.base import Lookup, Store
 from ormcache.stores.channels import _PENDING_LIMIT, FLAGS, Channel, Channels, bulk
 from ormcache.stores.redis import SCRIPTS, connection_pool
+from tests.handlers import TimeLimit
 from tests.interleaving import Background, pause_before
 from tests.marks import on_caches, on_databases, on_redis_and_valkey
 from tests.models import Author
@@ -1084,3 +1086,90 @@ def test_a_background_thread_may_use_the_store(make: Callable[..., Any], space: 
     fill(store, space)
     read = Background(store.read, space, ENTRY, TABLES)
     assert read.result().entry == b"answer"
+
+
+# --- time limits -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_a_moment(server: RedisServer) -> Iterator[Callable[[type[BaseException]], None]]:
+    """The server stops, and the handler of a signal raises an exception soon."""
+
+    def start(kind: type[BaseException]) -> None:
+        def interrupt(number: int, frame: Any) -> None:
+            raise kind
+
+        signal.signal(signal.SIGALRM, interrupt)
+        server.pause()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    usual = signal.getsignal(signal.SIGALRM)
+    yield start
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, usual)
+    server.resume()
+
+
+LIMITS = pytest.mark.parametrize("kind", [TimeLimit, TimeoutError, ConnectionError])
+
+
+@LIMITS
+@on_redis_and_valkey
+def test_a_time_limit_is_raised_while_a_read_waits(
+    make: Callable[..., Any], space: str, in_a_moment: Any, kind: type[Exception]
+) -> None:
+    store = make()
+    fill(store, space)
+    in_a_moment(kind)
+    with pytest.raises(kind):
+        store.read(space, ENTRY, TABLES)
+    assert idle(store) == []
+
+
+@LIMITS
+def test_a_time_limit_is_raised_while_a_new_socket_is_opened(
+    make: Callable[..., Any], space: str, in_a_moment: Any, kind: type[Exception]
+) -> None:
+    store = make()
+    in_a_moment(kind)
+    with pytest.raises(kind):
+        store.read(space, ENTRY, TABLES)
+    assert idle(store) == []
+
+
+@LIMITS
+def test_a_time_limit_is_raised_while_a_started_question_is_waited_for(
+    make: Callable[..., Any], space: str, in_a_moment: Any, kind: type[Exception]
+) -> None:
+    store = make()
+    fill(store, space)
+    in_a_moment(kind)
+    wait = store.start_read(space, ENTRY, TABLES)
+    with pytest.raises(kind):
+        wait()
+    assert idle(store) == []
+
+
+def test_a_time_limit_is_raised_while_answers_are_read_that_nobody_waited_for(
+    make: Callable[..., Any], space: str, in_a_moment: Any
+) -> None:
+    store = make()
+    fill(store, space)
+    (channel,) = idle(store)
+    in_a_moment(TimeLimit)
+    channel._pending = 1
+    with pytest.raises(TimeLimit):
+        store.read(space, ENTRY, TABLES)
+
+
+def test_whatever_a_provider_of_credentials_raises_is_a_cache_error(
+    make: Callable[..., Any], space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make()
+
+    def connect(connection: Any) -> None:
+        raise TimeLimit
+
+    monkeypatch.setattr(store._channels._pool.connection_class, "connect", connect)
+    with pytest.raises(CacheError, match="TimeLimit"):
+        store.read(space, ENTRY, TABLES)

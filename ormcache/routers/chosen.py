@@ -14,6 +14,7 @@ from django.utils.module_loading import import_string
 
 from ormcache.conf import KEY_PART_LIMIT, Inherited, Settings, is_part_of_key
 from ormcache.exceptions import SettingsError
+from ormcache.interruptions import let_through
 from ormcache.memo import Memo
 from ormcache.routers.groups import primary_of
 
@@ -68,6 +69,7 @@ def _chooser(alias: str, settings: Settings) -> Chooser | None:
     try:
         found: Any = import_string(option)
     except Exception as error:
+        let_through(error)
         raise SettingsError(
             f"ORMCACHE's NAMESPACE {option!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -80,6 +82,7 @@ def _checked(chooser: Chooser, connection: Any) -> str:
     try:
         text: object = chooser(connection)
     except Exception as error:
+        let_through(error)
         raise SettingsError(
             f"{_name(chooser)} failed for the database {connection.alias!r}: "
             f"{type(error).__name__}: {error}"

@@ -30,7 +30,8 @@ __all__ = [
     "strict_store",
 ]
 
-_lock = threading.Lock()
+# For the same thread not exclusive: the handler of a signal may read, too.
+_lock = threading.RLock()
 _stores: dict[tuple[str, str], Store | None] = {}
 _breakers: dict[str, Breaker] = {}
 _generation = 0
@@ -80,7 +81,9 @@ def store_for(cache_alias: str, consistency: str) -> Store | None:
     if key not in _stores:
         with _lock:
             if key not in _stores:
-                _stores[key] = _make(cache_alias, consistency)
+                store = _make(cache_alias, consistency)
+                # By now a handler may have made one, and have used it.
+                _stores.setdefault(key, store)
     return _stores[key]
 
 

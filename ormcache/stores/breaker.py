@@ -17,7 +17,8 @@ class Breaker:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # For the same thread not exclusive: the handler of a signal may read, too.
+        self._lock = threading.RLock()
         self._pause = _SHORTEST
         self._until: float | None = None
         self._failed_at = 0.0

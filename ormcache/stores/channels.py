@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError, CacheTimeout
+from ormcache.interruptions import foreign, let_through, raise_if_any
 from ormcache.stores import flushing
 
 FLAGS = b"#!lua flags=allow-oom\n"
@@ -95,7 +96,8 @@ class Channel:
             return bool(self.call(pack(b"CLIENT", b"REPLY", b"ON")) == b"OK")
         except _failures(self._connection):
             raise
-        except Exception:
+        except Exception as error:
+            self.raise_foreign(error)
             return False
 
     def info(self, section: bytes) -> dict[bytes, bytes]:
@@ -160,7 +162,8 @@ class Channel:
                 self._connection.read_response(disable_decoding=True)
             except _failures(self._connection):
                 raise
-            except Exception:
+            except Exception as error:
+                self.raise_foreign(error)
                 # A fill or a finish that the server refused: a miss, or a lease that runs out.
                 continue
 
@@ -182,6 +185,14 @@ class Channel:
                 or getattr(connection, "credential_provider", None)
             ),
         )
+
+    def raise_foreign(self, error: BaseException) -> None:
+        """Raise what ended a call if it is nothing of the socket's, such as a time limit."""
+        try:
+            raise_if_any(foreign(error, _library(type(self._connection)).__name__))
+        finally:
+            # What is raised refers to this frame.
+            del error
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -302,7 +313,8 @@ class Channels:
     def run(self, work: Callable[..., _T], *args: Any) -> _T:
         """``work(channel, *args)`` on an idle channel, or on a new one if that had gone bad.
 
-        ``work`` may be called twice. Raises CacheError if the second call fails, too.
+        ``work`` may be called twice. Raises CacheError if the second call fails, too, and what
+        came from outside as it is.
         """
         idle, channel = self._idle, self._take()
         if channel is None:
@@ -312,8 +324,7 @@ class Channels:
         except BaseException as error:
             # An interrupted exchange leaves an answer on the socket: never use it again.
             channel.close()
-            if not isinstance(error, Exception):
-                raise
+            channel.raise_foreign(error)
             if _is_timeout(error):
                 raise _cache_error(error) from error
         else:
@@ -330,10 +341,12 @@ class Channels:
             channel = self._connect()
             result = work(channel, *args)
         except BaseException as error:
-            if channel is not None:
+            if channel is None:
+                # A provider of credentials may raise anything.
+                let_through(error)
+            else:
                 channel.close()
-            if not isinstance(error, Exception):
-                raise
+                channel.raise_foreign(error)
             raise _cache_error(error) from error
         idle.append(channel)
         return result
@@ -355,8 +368,7 @@ class Channels:
             channel.post(command_for(channel, *args))
         except BaseException as error:
             channel.close()
-            if not isinstance(error, Exception):
-                raise
+            channel.raise_foreign(error)
             raise _cache_error(error) from error
 
         def wait() -> _T:
@@ -364,8 +376,7 @@ class Channels:
                 answer = read(channel.receive())
             except BaseException as error:
                 channel.close()
-                if not isinstance(error, Exception):
-                    raise
+                channel.raise_foreign(error)
                 raise _cache_error(error) from error
             idle.append(channel)
             return answer

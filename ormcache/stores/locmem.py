@@ -17,6 +17,7 @@ from django.core.cache.backends.base import BaseCache
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
+from ormcache.interruptions import let_through
 from ormcache.reasons import Reason
 from ormcache.stores.base import EVERYTHING, Lookup, Store
 
@@ -41,12 +42,14 @@ class LocMemStore(Store):
     def __init__(self, cache: BaseCache) -> None:
         self._cache = cache
         self._registers: dict[tuple[str, str], _Register] = {}
-        self._lock = threading.Lock()
+        # For the same thread not exclusive: the handler of a signal may read and write, too,
+        # between any two steps. So registers and intents come and go one by one.
+        self._lock = threading.RLock()
         # A lock that another thread held during fork() would never be released in the child.
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._registers = {}
 
     def _register(self, namespace: str, table: str, now: float) -> _Register:
@@ -54,12 +57,13 @@ class LocMemStore(Store):
         key = (namespace, table)
         register = self._registers.get(key)
         if register is None:
-            register = self._registers[key] = _Register()
-        elif register.intents:
-            live = {name: end for name, end in register.intents.items() if end > now}
-            if not live:
+            return self._registers.setdefault(key, _Register())
+        if register.intents:
+            over = [name for name, end in register.intents.copy().items() if end <= now]
+            if len(over) == len(register.intents):
                 register.nonce = next(_nonces)
-            register.intents = live
+            for name in over:
+                register.intents.pop(name, None)
         return register
 
     def read(self, namespace: str, entry: str, tables: Sequence[str]) -> Lookup:
@@ -70,13 +74,14 @@ class LocMemStore(Store):
             for table in (EVERYTHING, *tables):
                 register = self._register(namespace, table, now)
                 if register.intents:
-                    remaining = max(register.intents.values()) - now
+                    remaining = max(register.intents.values(), default=now) - now
                     return Lookup(None, None, Reason.BUSY, remaining)
                 parts.append(register.nonce)
         vector = ";".join(map(str, parts))
         try:
             found = self._cache.get(f"ormcache:{namespace}:{entry}")
-        except Exception:
+        except Exception as error:
+            let_through(error)
             # Somebody else has put there what cannot be unpickled.
             return Lookup(b"", vector)
         if type(found) is tuple and len(found) == 2 and found[0] == vector:
@@ -89,12 +94,14 @@ class LocMemStore(Store):
         try:
             self._cache.set(f"ormcache:{namespace}:{entry}", (vector, payload), timeout)
         except Exception as error:
+            let_through(error)
             raise CacheError(f"{type(error).__name__}: {error}") from error
 
     def drop(self, namespace: str, entry: str) -> None:
         try:
             self._cache.delete(f"ormcache:{namespace}:{entry}")
         except Exception as error:
+            let_through(error)
             raise CacheError(f"{type(error).__name__}: {error}") from error
 
     def arm(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
@@ -103,7 +110,7 @@ class LocMemStore(Store):
         with self._lock:
             for table in tables:
                 register = self._register(namespace, table, now)
-                register.intents = {**register.intents, intent: deadline}
+                register.intents[intent] = deadline
                 register.nonce = next(_nonces)
 
     def finish(self, namespace: str, intent: str, tables: Sequence[str]) -> None:
@@ -111,7 +118,7 @@ class LocMemStore(Store):
         with self._lock:
             for table in tables:
                 register = self._register(namespace, table, now)
-                register.intents = {k: v for k, v in register.intents.items() if k != intent}
+                register.intents.pop(intent, None)
                 register.nonce = next(_nonces)
 
     def bump(self, namespace: str, tables: Sequence[str]) -> None:
@@ -121,7 +128,13 @@ class LocMemStore(Store):
         now = time.monotonic()
         with self._lock:
             mine = [
-                (name, reg) for (space, name), reg in self._registers.items() if space == namespace
+                (name, reg)
+                for (space, name), reg in self._registers.copy().items()
+                if space == namespace
             ]
-            armed = {name: max(reg.intents.values()) - now for name, reg in mine if reg.intents}
+            armed = {
+                name: max(reg.intents.values(), default=now) - now
+                for name, reg in mine
+                if reg.intents
+            }
         return {"registers": len(mine), "armed": armed}
