@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from ormcache.exceptions import Corrupt, NotEncodable
+from ormcache.interruptions import let_through
 
 FORMAT = 2
 """Part of every key: entries of another format are never met."""
@@ -380,6 +381,7 @@ def decode(data: bytes) -> Result:
             raise Corrupt("columns that are not lists")
         return Result(list(zip(*map(_load_column, tags, columns), strict=True)), chunk_type)
     except Exception as error:
+        let_through(error)
         # Whatever the bytes made msgpack or a constructor raise, the entry is worthless.
         raise Corrupt(f"{type(error).__name__}: {error}") from error
 

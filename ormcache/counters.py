@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 # For the same thread not exclusive: the handler of a signal may read, too, and lose a count.
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    # Another thread may have held it when this process was forked.
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 _reads: Counter[tuple[str, tuple[str, ...], str]] = Counter()
 _events: Counter[tuple[str, str, str]] = Counter()
 

@@ -26,6 +26,7 @@ from ormcache.connection_state import (
     is_pipelined,
     state_of,
 )
+from ormcache.interruptions import let_through
 from ormcache.questions import ask
 from ormcache.reasons import Reason
 from ormcache.routers import health, schemas
@@ -200,6 +201,8 @@ def let_go_if_lost(connection: Any, state: ConnectionState) -> None:
     In a transaction it is left for the user's own statements to find.
     """
     if connection.connection is not None and not in_transaction(connection, state):
-        with contextlib.suppress(Exception):
+        try:
             if not connection.is_usable():
                 connection.close()
+        except Exception as error:
+            let_through(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -32,6 +33,15 @@ __all__ = [
 
 # For the same thread not exclusive: the handler of a signal may read, too.
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    # Another thread may have held it when this process was forked.
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 _stores: dict[tuple[str, str], Store | None] = {}
 _breakers: dict[str, Breaker] = {}
 _generation = 0

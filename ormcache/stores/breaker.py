@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 
 _SHORTEST = 0.5
 _LONGEST = 15.0
+
+
+_breakers: weakref.WeakSet[Breaker] = weakref.WeakSet()
 
 
 class Breaker:
@@ -23,6 +28,11 @@ class Breaker:
         self._until: float | None = None
         self._failed_at = 0.0
         self._trying = False
+        _breakers.add(self)
+
+    def renew_lock(self) -> None:
+        """Another thread may have held it when this process was forked."""
+        self._lock = threading.RLock()
 
     @property
     def is_closed(self) -> bool:
@@ -67,3 +77,11 @@ class Breaker:
             self._failed_at = time.monotonic()
             self._until = self._failed_at + self._pause
             self._pause = min(self._pause * 2, _LONGEST)
+
+
+def _renew_locks() -> None:
+    for breaker in tuple(_breakers):
+        breaker.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

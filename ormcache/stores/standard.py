@@ -24,6 +24,7 @@ from django.db import Error, connections, router
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
+from ormcache.interruptions import let_through
 from ormcache.reasons import Reason
 from ormcache.stores.base import EVERYTHING, Lookup, Store, new_nonce, store_access
 
@@ -219,4 +220,5 @@ class StandardStore(Store):
         except CacheError:
             raise
         except Exception as error:
+            let_through(error)
             raise CacheError(f"{type(error).__name__}: {error}") from error
