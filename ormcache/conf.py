@@ -232,10 +232,10 @@ class Settings:
         """What a difference does. Not kept: tests may begin and end in the life of a process."""
         if not isinstance(self.ON_MISMATCH, Inherited):
             return self.ON_MISMATCH
-        return "raise" if _is_under_test() else "log"
+        return "raise" if is_under_test() else "log"
 
 
-def _is_under_test() -> bool:
+def is_under_test() -> bool:
     """Whether this process has called setup_test_environment(), as all test runners do.
 
     ``django.core.mail.outbox`` would not do: a server has it, too, whose mails stay in memory. And

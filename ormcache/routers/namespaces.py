@@ -21,11 +21,10 @@ from urllib.parse import unquote
 
 import django
 from django.apps import apps
-from django.core import mail
 from django.db import connections
 
 from ormcache import engines
-from ormcache.conf import DatabaseSettings, Inherited, Settings
+from ormcache.conf import DatabaseSettings, Inherited, Settings, is_under_test
 from ormcache.routers import chosen, schemas, tenancy
 from ormcache.routers.groups import primary_of
 from ormcache.stores import Breaker, Store, breaker_for, store_for
@@ -386,10 +385,9 @@ def _test_run() -> tuple[str, ...]:
     """Sets one test run apart from the next, which makes databases of the same names.
 
     Parallel clones are copied by the database itself, so nothing would flush what a former run
-    left behind. Child processes inherit the variable; ``django.core.mail.outbox`` exists
-    between setup_test_environment() and its teardown only.
+    left behind. Child processes inherit the variable.
     """
     run = os.environ.get(_RUN_VARIABLE)
-    if run is None and hasattr(mail, "outbox"):
+    if run is None and is_under_test():
         run = os.environ[_RUN_VARIABLE] = os.urandom(8).hex()
     return () if run is None else (run,)
