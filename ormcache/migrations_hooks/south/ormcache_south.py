@@ -856,7 +856,8 @@ def _link_of(connection):
             )
         return None
     name = connection.settings_dict["NAME"]
-    if name != _names[alias] or hasattr(mail, "outbox"):
+    # Not mail.outbox, which a server has, too, whose mails stay in memory.
+    if name != _names[alias] or hasattr(mail, "_original_email_backend"):
         _say_once(
             "This is a test run, or the database %r is not the one that the settings named: "
             "nobody is told of what happens to %r." % (_str(alias), name)
