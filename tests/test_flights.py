@@ -109,7 +109,12 @@ def test_a_child_process_waits_for_none_of_its_parent() -> None:
     flight, _ = flights.take_off(NAME)
     child = os.fork()
     if not child:
-        os._exit(0 if flights.take_off(NAME)[1] and not flights._lock.locked() else 1)
+        status = 1
+        try:
+            is_free = flights._lock.acquire(blocking=False)
+            status = 0 if is_free and flights.take_off(NAME)[1] else 1
+        finally:
+            os._exit(status)
     _, status = os.waitpid(child, 0)
     flight.land()
     assert status == 0
