@@ -21,7 +21,7 @@ from ormcache.exceptions import CacheError
 from ormcache.stores import LocMemStore, breaker_for
 from ormcache.stores.redis import PROTOCOL, SCRIPTS
 from tests import servers
-from tests.interleaving import route_of
+from tests.interleaving import route_of, store_of
 from tests.marks import on_caches, on_databases
 from tests.models import Author, Book, Restaurant
 from tests.servers import HOST, RedisServer
@@ -419,6 +419,23 @@ def test_protocol_prints_a_script_alone(cached: Watch, using: str, cache: str) -
     for name in ("hold", "release"):
         assert run("protocol", "--database", using, "--script", name) == scripts[name]
     assert scripts == {"hold": SCRIPTS["arm"], "release": SCRIPTS["finish"]}
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_other_programs_are_not_asked_whether_the_database_tells_what_is_over(
+    cached: Watch, using: str, cache: str
+) -> None:
+    asks = "string.sub(ARGV[3], 1, 1) == '@' and '@Q' or 'Q'"
+    store: Any = store_of(using)
+    store.expects_ids(route_of(using).namespace)
+    try:
+        scripts = json.loads(run("protocol", "--database", using))["scripts"]
+    finally:
+        store._with_ids.clear()
+    for name, script in (("hold", SCRIPTS["arm"]), ("release", SCRIPTS["finish"])):
+        assert asks in script
+        assert scripts[name] == script.replace(asks, "'@Q'")
 
 
 @on_databases("default", transaction=True)

@@ -32,7 +32,10 @@ def author(
     # Attempts of former tests, and the pauses between those of one.
     monkeypatch.setattr(overdue, "_tried", {})
     monkeypatch.setattr(overdue, "_PAUSE", 0)
+    store: Any = store_of(using)
+    store.expects_ids(route_of(using).namespace)
     yield Author.objects.using(using).create(name=OLD)
+    store._with_ids.clear()
 
 
 def name(using: str) -> Callable[[], Any]:

@@ -15,6 +15,7 @@ import django
 import pytest
 from django.apps import apps
 from django.core import mail
+from django.core.cache import caches
 from django.db import connections
 from django.test import utils
 from hypothesis import assume, given
@@ -23,7 +24,9 @@ from hypothesis import strategies as st
 from ormcache.conf import current, parse
 from ormcache.connection_state import state_of
 from ormcache.exceptions import SettingsError
+from ormcache.routers import namespaces
 from ormcache.routers.namespaces import identity, may_lag, namespace, route
+from ormcache.stores import LocMemStore
 from tests.marks import needs
 
 RUN = "ORMCACHE_TEST_RUN"
@@ -307,6 +310,40 @@ def test_outside_tests_the_namespace_is_the_same_in_every_process(
     # Part of the keys in the cache: it may not change from one release to the next.
     assert namespace(server(), "") == "shop-27237ef1c992f78f"
     assert RUN not in os.environ
+
+
+class Noting(LocMemStore):
+    """Notes which namespaces are said to have ids."""
+
+    def __init__(self) -> None:
+        super().__init__(caches["default"])
+        self.noted: list[str] = []
+
+    def expects_ids(self, namespace: str) -> None:
+        self.noted.append(namespace)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "autocommit", "is_expected"),
+    [("postgresql", True, True), ("postgresql", False, False), ("mysql", True, False)],
+)
+def test_what_was_lost_is_waited_for_by_id_where_the_database_tells_them_and_is_no_test(
+    monkeypatch: pytest.MonkeyPatch,
+    sqlite: Any,
+    vendor: str,
+    autocommit: bool,
+    is_expected: bool,
+) -> None:
+    store = Noting()
+    monkeypatch.setattr(namespaces, "_store", lambda *args: store)
+    connection = sqlite("shop")
+    connection.vendor = vendor
+    connection.settings_dict["AUTOCOMMIT"] = autocommit
+    route(connection, settings())
+    assert store.noted == []
+    monkeypatch.setattr(namespaces, "is_under_test", lambda: False)
+    found = route(connection, settings())
+    assert store.noted == [found.namespace] * is_expected
 
 
 # --- routes --------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ end
 -- unpack() gives less than 8000 values.
 local facts = #fields < 1000 and redis.pcall('HMGET', unpack(fields)) or {}
 local ms = tonumber(string.match(ARGV[3], '%d+'))
-local longest = tonumber(string.match(facts[3] or '', '^%d+$') or '')
-local plain = facts[1] and not facts[2] and longest and longest >= ms
+local longest = string.match(facts[3] or '', '^%d+$')
+local plain = facts[1] and not facts[2] and longest and #longest < 14 and tonumber(longest) >= ms
 for i = 2, #KEYS do
   local register = plain and facts[i + 2] and redis.pcall('HMGET', KEYS[i], 'n', 'd')
   plain = register and register[1] and not register[2]
