@@ -91,8 +91,8 @@ class Watch:
 
     def warm(self, question: Callable[[], Any]) -> Any:
         """Ask twice: the first time a miss, the second a hit with the same answer."""
-        # The thread that ends bursts may have the socket with the answer in its hands just when the
-        # second question is sent on another one, and that is a miss, too.
+        # The thread that ends bursts may have the socket with the answer in its hands just when
+        # the second question is sent on another one, and that is a miss, too.
         bursts.flush()
         first = self.miss(question)
         second = self.hit(question)
