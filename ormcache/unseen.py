@@ -27,12 +27,13 @@ class _Held(NamedTuple):
 
 held: dict[int, _Held] = {}
 """The transactions of this process that have written, by ``id()`` of their state."""
-_lock = threading.Lock()
+# For the same thread not exclusive: the handler of a signal may read and write, too.
+_lock = threading.RLock()
 
 
 def _forget() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     held.clear()
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from tests.authors import NEW, OLD, Names, execute, update
 from tests.interleaving import SECONDS, session, switched_to
 from tests.marks import on_pairs
 from tests.models import Author
-from tests.watching import Watch
+from tests.watching import Watch, wait_for_quarantine
 
 pytestmark = pytest.mark.usefixtures("emptied", "author")
 
@@ -29,6 +29,13 @@ on_drivers = on_pairs(
 )
 on_postgresql = on_pairs(("postgresql", "redis"), transaction=True)
 on_sqlite = on_pairs(("default", "locmem"), transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(using: str) -> Iterator[None]:
+    """For the tests that come after these."""
+    yield
+    wait_for_quarantine(using, "tests_author")
 
 
 def driver_of(using: str) -> Any:
@@ -208,9 +215,11 @@ def test_the_lease_ends_what_a_connection_has_left_behind(
         other = None
         gc.collect()
     try:
-        with cached.expect(Reason.BUSY):
-            assert names() == [NEW]
-        assert unseen.held == {}
+        answer, outcome = cached.call(names)
+        assert answer == [NEW]
+        # On a slow machine the lease may be over already.
+        assert outcome in ([str(Reason.BUSY)], [str(Reason.OVERDUE)])
+        assert unseen.held == {} or outcome == [str(Reason.OVERDUE)]
         # PostgreSQL is asked by the reads that find it overdue.
         deadline = time.monotonic() + SECONDS
         while cached.call(names) != ([NEW], ["hit"]):

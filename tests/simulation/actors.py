@@ -174,6 +174,8 @@ class Observer:
         state, settings = state_of(connection), current()
         route = state.route(connection, settings)
         self._namespace = route.namespace
+        # As those of the processes, for which their routes do so.
+        self.store.expects_ids(self._namespace)
         self._plans = [
             plans.make_plan(
                 question.query.get_compiler(connection=connection), MULTI, state, route, settings

@@ -255,7 +255,7 @@ FENCE_MUTANTS: dict[str, Mutant] = {
     "nobody looks into the fence": _patch(fence, "why_not_trust", lambda *args, **kwargs: None),
     "a look is believed for a minute": _patch(conf, "DEFAULT_FENCE", 60.0),
     "rows are removed without telling the cache": _patch(
-        fence, "_tell", lambda route, names: True
+        fence, "_tell", lambda *args, **kwargs: True
     ),
     "no row is written": _patch(fence_rows, "insert", lambda connection, tables: None),
     "the process that wrote waits for the next look": OPEN_MUTANTS[

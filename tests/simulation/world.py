@@ -33,6 +33,7 @@ from ormcache import (
     reads,
     shapes,
     stores,
+    unseen,
 )
 from ormcache.conf import current
 from ormcache.routers import namespaces
@@ -114,6 +115,7 @@ class Process:
         self.catalog_breakers: dict[str, Any] = {}
         self.overdue_tried: dict[str, float] = {}
         self.overdue_breakers: dict[str, Any] = {}
+        self.unseen: dict[int, Any] = {}
         self.looks: dict[Any, Any] = {}
         self.fence_breakers: dict[str, Any] = {}
         self.floor = list(BEGINNING)
@@ -154,6 +156,7 @@ class Process:
         catalog._breakers = self.catalog_breakers
         overdue._tried = self.overdue_tried
         overdue._breakers = self.overdue_breakers
+        unseen.held = self.unseen
         fence._looks = self.looks
         fence._breakers = self.fence_breakers
         flushing.flusher = self.flusher  # type: ignore[assignment]
@@ -327,6 +330,7 @@ class World:
                 (stores, ("_stores", "_breakers")),
                 (catalog, ("_known", "_breakers")),
                 (overdue, ("_tried", "_breakers")),
+                (unseen, ("held",)),
                 (fence, ("_looks", "_breakers")),
                 (flushing, ("flusher",)),
             ):
