@@ -14,6 +14,8 @@ from tests.marks import needs
 
 PROJECT = Path(__file__).parents[1] / "tenants_project"
 SLOW = {"test_walks.py"}
+# The other variants need not be repeated for each Django.
+VARIANTS = ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("limit", "pool"))]
 FILES = [
     pytest.param(path.name, marks=pytest.mark.slow if path.name in SLOW else ())
     for path in sorted(PROJECT.glob("test_*.py"))
@@ -21,7 +23,7 @@ FILES = [
 
 
 @needs("postgresql", "redis")
-@pytest.mark.parametrize("variant", ["plain", "limit", "pool"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("file", FILES)
 def test_with_the_real_django_tenants(file: str, variant: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
