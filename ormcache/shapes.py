@@ -466,12 +466,8 @@ def shape_of(compiler: Any) -> Shape | None:
 def _options(query: Any) -> tuple[Any, ...]:
     """What is asked of the model's Meta; some change it while the process runs."""
     options = query.model._meta
-    if query.order_by or not query.default_ordering:
-        if not query.order_by:
-            return (options.db_table,)
-        return (options.db_table, *_met(options, query.order_by))
     # Django takes None for none.
-    ordering = options.ordering or ()
+    ordering = query.order_by or (query.default_ordering and options.ordering) or ()
     return (options.db_table, *ordering, *_met(options, ordering))
 
 
