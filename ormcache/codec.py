@@ -4,9 +4,10 @@ Decoding builds values of the types below and of no other: whoever can write to 
 plant wrong answers, but never run code (as with pickle). What does not come back exactly, in
 value and in type, is refused when it is encoded.
 
-Results are kept by column: a column of datetimes becomes a column of strings and is rebuilt by
-one ``map`` in C, which makes decoding about as fast as unpickling. Values that are decoded are
-always new objects: two callers never share a list or a dict.
+Results of several rows are kept by column: a column of datetimes becomes a column of strings and
+is rebuilt by one ``map`` in C, which makes decoding about as fast as unpickling. A single row, which
+is what most answers are, is kept value by value. Values that are decoded are always new objects: two
+callers never share a list or a dict.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import msgpack
 from ormcache.exceptions import Corrupt, NotEncodable
 from ormcache.interruptions import let_through
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: entries of another format are never met."""
 
 _NONE = type(None)
@@ -114,7 +115,7 @@ def _unpack(data: bytes) -> Any:
 # A value that msgpack does not know becomes a list: a code, and what it takes to build it.
 
 _LIST, _TUPLE, _DICT, _DATETIME, _DATE, _TIME = range(6)
-_TIMEDELTA, _DECIMAL, _UUID, _MEMORYVIEW, _RANGE = range(6, 11)
+_TIMEDELTA, _DECIMAL, _UUID, _MEMORYVIEW, _RANGE, _TEXT_MOMENT = range(6, 12)
 
 
 def _refusal(value: Any) -> NotEncodable:
@@ -176,6 +177,14 @@ def _load_zone(dumped: Any) -> datetime.tzinfo | None:
     return datetime.timezone(*map(_load_value, dumped))
 
 
+def _dump_datetime(value: datetime.datetime) -> list[Any]:
+    zone = value.tzinfo
+    if (zone is _UTC or zone is None) and not value.fold:
+        # Text alone can tell it.
+        return [_TEXT_MOMENT, value.isoformat()]
+    return _dump_moment(_DATETIME)(value)
+
+
 def _dump_moment(code: int) -> Callable[[Any], list[Any]]:
     def dump(value: Any) -> list[Any]:
         bare = value.replace(tzinfo=None, fold=0)
@@ -194,7 +203,7 @@ _DUMPERS: dict[type, Callable[[Any], list[Any]]] = {
     list: lambda value: [_LIST, *map(_dump_value, value)],
     tuple: lambda value: [_TUPLE, *map(_dump_value, value)],
     dict: _dump_dict,
-    datetime.datetime: _dump_moment(_DATETIME),
+    datetime.datetime: _dump_datetime,
     datetime.date: lambda value: [_DATE, value.isoformat()],
     datetime.time: _dump_moment(_TIME),
     datetime.timedelta: lambda value: [
@@ -257,6 +266,7 @@ _LOADERS: dict[int, Callable[..., Any]] = {
     _UUID: lambda value: uuid.UUID(bytes=value),
     _MEMORYVIEW: memoryview,
     _RANGE: _load_range,
+    _TEXT_MOMENT: datetime.datetime.fromisoformat,
 }
 
 
@@ -325,23 +335,6 @@ def _dump_rows(rows: Sequence[tuple[Any, ...]]) -> tuple[list[str], list[list[An
     return [tag for tag, _ in dumped], [column for _, column in dumped]
 
 
-def _dump_row(row: tuple[Any, ...]) -> tuple[list[str], list[list[Any]]]:
-    """The same for one row, which is what most answers are, in less time."""
-    tags: list[str] = []
-    columns: list[list[Any]] = []
-    for value in row:
-        kind = type(value)
-        if kind in _NATIVE:
-            tag, column = "", [value]
-        elif kind is datetime.datetime and value.tzinfo is _UTC and not value.fold:
-            tag, column = "t", [value.isoformat()]
-        else:
-            tag, column = _dump_column((value,))
-        tags.append(tag)
-        columns.append(column)
-    return tags, columns
-
-
 def _load_column(tag: str, column: list[Any]) -> list[Any]:
     if not tag:
         return column
@@ -356,16 +349,23 @@ def _load_column(tag: str, column: list[Any]) -> list[Any]:
 # --- a result ------------------------------------------------------------------------------
 
 
+def _load_row(dumped: list[Any]) -> tuple[Any, ...]:
+    if type(dumped) is not list or not dumped:
+        raise Corrupt("no row")
+    return tuple([value if type(value) is not list else _load_value(value) for value in dumped])
+
+
 def encode(result: Result) -> bytes:
     """Raises :class:`~ormcache.exceptions.NotEncodable` for a value outside the closed set."""
     rows = result.rows
     if set(map(type, rows)) - {tuple}:
         raise NotEncodable("rows that are not tuples")
+    if rows and not rows[0]:
+        raise NotEncodable("rows without columns")
     try:
-        tags, columns = _dump_row(rows[0]) if len(rows) == 1 else _dump_rows(rows)
-        if rows and not columns:
-            raise NotEncodable("rows without columns")
-        return _pack([result.chunk_type, tags, columns])
+        if len(rows) == 1:
+            return _pack([result.chunk_type, list(map(_dump_value, rows[0]))])
+        return _pack([result.chunk_type, *_dump_rows(rows)])
     except (ValueError, OverflowError, RecursionError) as error:
         # Nested too deeply, or larger than msgpack can write.
         raise NotEncodable(str(error)) from error
@@ -374,8 +374,13 @@ def encode(result: Result) -> bytes:
 def decode(data: bytes) -> Result:
     """Raises :class:`~ormcache.exceptions.Corrupt` for what :func:`encode` cannot have made."""
     try:
-        chunk_type, tags, columns = _unpack(data)
-        if chunk_type not in ("list", "tuple", "") or len(tags) != len(columns):
+        chunk_type, *parts = _unpack(data)
+        if chunk_type not in ("list", "tuple", ""):
+            raise Corrupt("no result")
+        if len(parts) == 1:
+            return Result([_load_row(*parts)], chunk_type)
+        tags, columns = parts
+        if len(tags) != len(columns):
             raise Corrupt("no result")
         if set(map(type, columns)) - {list}:
             raise Corrupt("columns that are not lists")

@@ -69,7 +69,9 @@ def make_plan(
     template = known.get(place)
     if template is not None:
         key = template.key(shape.values)
-        plan = Plan(None, (), template.tables, template.elsewhere, key, template=template)
+        found, elsewhere = template.tables, template.elsewhere
+        names, entry = _place(key, found, elsewhere, compiler.connection, state, route)
+        plan = Plan(None, (), found, elsewhere, key, names, entry, template=template)
         return _restrain(plan, compiler.connection, state, route, settings)
     plan = _compile(compiler, settings)
     if place not in known:
@@ -132,7 +134,8 @@ def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
         return plan
     known = plan.template.compile(compiler)
     if known is not None:
-        return plan._replace(sql=known[0], params=known[1])
+        # As _replace() would, in a third of the time.
+        return Plan(*known, *plan[2:])
     compiled = _compile(compiler, settings)
     reason = compiled.reason
     if compiled.tables != plan.template.tables and reason is None:
@@ -145,9 +148,21 @@ def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
 
 def depending(plan: Plan, connection: Any, state: ConnectionState, route: Route) -> Plan:
     """``plan`` with what it depends on, as far as that is known."""
-    names = catalog.registers(connection, state, route, plan.tables, plan.elsewhere)
-    entry = plan.key if names is plan.tables else keys.under(plan.key, names)
+    names, entry = _place(plan.key, plan.tables, plan.elsewhere, connection, state, route)
     return plan._replace(registers=names, entry=entry)
+
+
+def _place(
+    key: str,
+    found: tuple[str, ...],
+    elsewhere: frozenset[str],
+    connection: Any,
+    state: ConnectionState,
+    route: Route,
+) -> tuple[tuple[str, ...], str]:
+    """The registers and the entry of a key."""
+    names = catalog.registers(connection, state, route, found, elsewhere)
+    return names, key if names is found else keys.under(key, names)
 
 
 def _restrain(
@@ -158,7 +173,8 @@ def _restrain(
         return plan
     if not policies.of(plan.tables, settings).enabled:
         return plan._replace(reason=Reason.MODEL_OFF)
-    plan = depending(plan, connection, state, route)
+    if not plan.entry:
+        plan = depending(plan, connection, state, route)
     names = plan.registers
     dirty = state.dirty
     if dirty and (EVERYTHING in dirty or not dirty.isdisjoint(names)):

@@ -134,6 +134,10 @@ class Text(NamedTuple):
     """Their right sides, if all the rest of them is in the shape; see :func:`_right_sides`."""
     tail: str
     """How it is grouped and ordered."""
+    slice: tuple[int, int | None]
+    """The limits of the first query."""
+    whole: str
+    """All of its text."""
 
     def compile(self, compiler: Any) -> tuple[str, tuple[Any, ...]] | None:
         """What ``compiler.as_sql()`` would return, for another query of the same shape.
@@ -143,6 +147,8 @@ class Text(NamedTuple):
         sides = _right_sides(compiler) if self.rights else None
         if sides is not None and sides[0] == self.rights:
             where, params = self.where, sides[1]
+            if _slice(compiler.query) == self.slice:
+                return self.whole, (*self.params, *params)
         else:
             conditions = _conditions(compiler)
             if conditions is None or bool(conditions[0]) != bool(self.where):
@@ -197,6 +203,10 @@ def _conditions(compiler: Any) -> tuple[str, tuple[Any, ...]] | None:
     return (f" WHERE {where}" if where else ""), tuple(params)
 
 
+def _slice(query: Any) -> tuple[int, int | None]:
+    return query.low_mark, query.high_mark
+
+
 def _limits(compiler: Any) -> str:
     query = compiler.query
     if not query.is_sliced:
@@ -222,7 +232,9 @@ def _taken_apart(compiler: Any, sql: str, params: tuple[Any, ...]) -> Text | Non
     is_known = (*before, *own) == params and all(isinstance(value, int) for value in before)
     sides = _right_sides(compiler)
     rights = sides[0] if sides is not None and sides[1] == own else ()
-    return Text(head, before, where, rights, tail) if has_its_own and is_known else None
+    if not (has_its_own and is_known):
+        return None
+    return Text(head, before, where, rights, tail, _slice(compiler.query), sql)
 
 
 class Template:
@@ -278,8 +290,13 @@ class Template:
         """Give ``compiler`` what ``as_sql()`` would have worked out."""
         if not compiler.query.alias_map:
             compiler.query.get_initial_alias()
-        for name, value in zip(_COMPILED, self.compiled, strict=True):
-            setattr(compiler, name, value)
+        (
+            compiler.select,
+            compiler.klass_info,
+            compiler.annotation_col_map,
+            compiler.col_count,
+            compiler.has_extra_select,
+        ) = self.compiled
 
 
 def make_template(
@@ -603,16 +620,13 @@ def _attributes(query: Any) -> list[Any]:
     """The attributes that were set on this query, each in a form that can be compared."""
     found: list[Any] = []
     for name, value in vars(query).items():
-        if name in _IRRELEVANT:
+        spell = _SPELLINGS.get(name, _never)
+        if spell is None:
             continue
-        if name in _EMPTY_ONLY:
+        if spell is _empty:
             if value:
                 raise _NoShape
-            continue
-        spell = _SPELLINGS.get(name)
-        if spell is None:
-            raise _NoShape
-        if value != _DEFAULTS.get(name, _UNSET):
+        elif value != _DEFAULTS.get(name, _UNSET):
             found.append((name, spell(value)))
     # Which attributes were set depends on the calls, in which order does not matter.
     found.sort(key=_first)
@@ -723,14 +737,18 @@ def _plain(value: Any) -> Any:
 
 
 def _never(value: Any) -> Any:
-    """Of an attribute that has to be what it is by default."""
+    """Of an attribute that has to be what it is by default, and of an unknown one."""
     raise _NoShape
+
+
+def _empty(value: Any) -> Any:
+    """Of an attribute that has to be empty."""
 
 
 # Setting an attribute to what it is anyway (order_by() does) makes no other shape.
 _UNSET = object()
 _DEFAULTS: dict[str, Any] = {"alias_cols": True, "annotations": {}}
-_SPELLINGS: dict[str, Callable[[Any], Any]] = {
+_SPELLINGS: dict[str, Callable[[Any], Any] | None] = {
     "alias_cols": _plain,
     "annotation_select_mask": _mask,
     "annotations": _annotations,
@@ -748,6 +766,7 @@ _SPELLINGS: dict[str, Callable[[Any], Any]] = {
     "values_select": _names,
 }
 _DEFAULTS |= {name: getattr(Query, name) for name in _SPELLINGS if hasattr(Query, name)}
+_SPELLINGS |= dict.fromkeys(_IRRELEVANT) | dict.fromkeys(_EMPTY_ONLY, _empty)
 
 
 def _spell(part: Any) -> Any:

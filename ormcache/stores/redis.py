@@ -7,6 +7,7 @@ very socket, and every script checks the replication id again and refuses a repl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -128,8 +129,22 @@ def _confirm(answer: Any) -> None:
         raise CacheError("the cache does not say that it has done what it was told")
 
 
-def _expiry(timeout: float | None) -> Sequence[bytes]:
-    return () if timeout is None else (b"PX", b"%d" % max(1, timeout * 1000))
+def _set(key: bytes, value: bytes, timeout: float | None) -> bytes:
+    """The command that stores a value for ``timeout`` seconds."""
+    if timeout is None:
+        return pack(b"SET", key, value)
+    expiry = b"%d" % max(1, timeout * 1000)
+    # pack(), written out: this is the path of a miss.
+    return b"*5\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n$2\r\nPX\r\n$%d\r\n%s\r\n" % (
+        *(len(key), key, len(value), value),
+        *(len(expiry), expiry),
+    )
+
+
+@functools.cache
+def _lease(seconds: float, with_ids: bool) -> bytes:
+    """What the scripts take for the lease, see registers.lua."""
+    return b"%s%d" % (b"@" if with_ids else b"", seconds * 1000)
 
 
 class RedisStore(Store):
@@ -185,9 +200,7 @@ class RedisStore(Store):
         self._with_ids.add(namespace)
 
     def _lease(self, namespace: str) -> bytes:
-        """What the scripts take for the lease, see registers.lua."""
-        lease = current().LEASE * 1000
-        return b"@%d" % lease if namespace in self._with_ids else b"%d" % lease
+        return _lease(current().LEASE, namespace in self._with_ids)
 
     # --- reading ---------------------------------------------------------------------------
 
@@ -265,23 +278,23 @@ class RedisStore(Store):
         self, namespace: str, entry: str, vector: str, payload: bytes, timeout: float | None
     ) -> None:
         value = vector.encode(*_VECTOR) + b"|" + payload
-        if self._channels.run(self._put, namespace, entry, value, _expiry(timeout)):
+        if self._channels.run(self._put, namespace, b"e:", entry, value, timeout):
             self._channels.flush_soon()
 
     def _put(
         self,
         channel: Channel,
         namespace: str,
+        kind: bytes,
         entry: str,
         value: bytes,
-        expiry: Sequence[bytes],
-        kind: bytes = b"e:",
+        timeout: float | None,
     ) -> bool:
         key = self._parts(namespace, channel, ()).prefix + kind + entry.encode()
-        return channel.send_later(pack(b"SET", key, value, *expiry))
+        return channel.send_later(_set(key, value, timeout))
 
     def note(self, namespace: str, entry: str, note: bytes, timeout: float | None) -> None:
-        if note and self._channels.run(self._put, namespace, entry, note, _expiry(timeout), b"q:"):
+        if note and self._channels.run(self._put, namespace, b"q:", entry, note, timeout):
             self._channels.flush_soon()
 
     def noted(self, namespace: str) -> Iterator[str]:
