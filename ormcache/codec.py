@@ -5,9 +5,9 @@ plant wrong answers, but never run code (as with pickle). What does not come bac
 value and in type, is refused when it is encoded.
 
 Results of several rows are kept by column: a column of datetimes becomes a column of strings and
-is rebuilt by one ``map`` in C, which makes decoding about as fast as unpickling. A single row, which
-is what most answers are, is kept value by value. Values that are decoded are always new objects: two
-callers never share a list or a dict.
+is rebuilt by one ``map`` in C, which makes decoding about as fast as unpickling. A single row,
+which is what most answers are, is kept value by value. Values that are decoded are always new
+objects: two callers never share a list or a dict.
 """
 
 from __future__ import annotations

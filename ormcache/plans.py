@@ -15,8 +15,9 @@ from ormcache.exceptions import NotEncodable
 from ormcache.policies import policies
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import Route
-from ormcache.shapes import Template, make_template, shape_of, templates
+from ormcache.shapes import shape_of
 from ormcache.stores import EVERYTHING
+from ormcache.templates import Template, make_template, templates
 
 
 class Plan(NamedTuple):
@@ -135,7 +136,7 @@ def complete(compiler: Any, plan: Plan, settings: Settings) -> Plan:
     known = plan.template.compile(compiler)
     if known is not None:
         # As _replace() would, in a third of the time.
-        return Plan(*known, *plan[2:])
+        return Plan._make((*known, *plan[2:]))
     compiled = _compile(compiler, settings)
     reason = compiled.reason
     if compiled.tables != plan.template.tables and reason is None:

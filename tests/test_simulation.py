@@ -79,9 +79,7 @@ def test_with_the_policy_fence_every_write_is_heard_of_in_time(first: int) -> No
 
 def has_wrong_answer(world: World) -> bool:
     return any(
-        "answered by" in violation
-        for seed in SEARCHED
-        for violation in world.run(seed).violations
+        "answered by" in violation for seed in SEARCHED for violation in world.run(seed).violations
     )
 
 

@@ -31,8 +31,8 @@ from ormcache import (
     leases,
     overdue,
     reads,
-    shapes,
     stores,
+    templates,
     unseen,
 )
 from ormcache.conf import current
@@ -477,7 +477,7 @@ class World:
         self.tell(f"seed {seed}, {self.profile.name}")
         if rng.random() < 0.8:
             self._connect()
-        for template in shapes.templates(current()).values():
+        for template in templates.templates(current()).values():
             template.missed = rng.random() < 0.3
         self.lingers = 0.4 if rng.random() < 0.6 else 0.0
         self.stalls = _STALLS[int(rng.random() * len(_STALLS))]
