@@ -81,5 +81,5 @@ def _is_open(one: _Held) -> bool:
     return (
         connection is not None
         and id(connection.connection) == one.driver
-        and is_begun_unseen(connection)
+        and is_begun_unseen(connection, is_own=False)
     )
