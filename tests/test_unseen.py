@@ -259,6 +259,30 @@ def test_a_transaction_in_the_middle_of_a_statement_is_not_over(
     writer.result()
 
 
+@on_postgresql
+def test_what_is_over_is_not_renewed_though_nobody_here_asks_for_it(
+    cached: Watch, using: str
+) -> None:
+    """The thread goes on without its connection, and other processes wait for it."""
+    before, is_over, may_end = set(keeper._held), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with driver_of(using).transaction():
+            update(using)
+            assert set(keeper._held) - before
+            keeper.renew()
+            assert set(keeper._held) - before, "it is still open"
+        is_over.set()
+        assert may_end.wait(SECONDS)
+
+    worker = Background(work)
+    assert is_over.wait(SECONDS)
+    keeper.renew()
+    assert not set(keeper._held) - before
+    may_end.set()
+    worker.result()
+
+
 @on_sqlite
 def test_a_driver_that_was_closed_does_not_fail_a_hit(
     cached: Watch, using: str, names: Names
