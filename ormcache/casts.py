@@ -121,11 +121,12 @@ def _texts(node: Any, compiled: str) -> Iterable[str]:
         return (node.sql,)
     if isinstance(node, ExtraWhere):
         return node.sqls
-    if _compiles_itself(type(node)):
+    kind: Any = type(node)
+    if _compiles_itself(kind):
         return (compiled,)
     if isinstance(node, Func) and (
         # A class of somebody's own may have a template, too.
-        "template" in node.extra or not _is_djangos(type(node))
+        "template" in node.extra or not _is_djangos(kind)
     ):
         return (_rendered(node),)
     return ()
