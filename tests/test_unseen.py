@@ -257,6 +257,7 @@ def test_a_transaction_in_the_middle_of_a_statement_is_not_over(
         time.sleep(0.05)
     may_end.set()
     writer.result()
+    wait_for_quarantine(using, "tests_author")
 
 
 @on_postgresql
@@ -281,6 +282,7 @@ def test_what_is_over_is_not_renewed_though_nobody_here_asks_for_it(
     assert not set(keeper._held) - before
     may_end.set()
     worker.result()
+    wait_for_quarantine(using, "tests_author")
 
 
 @on_sqlite
