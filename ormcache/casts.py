@@ -8,6 +8,7 @@ are looked at, if the text has a cast at all.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -31,13 +32,14 @@ from django.db.models.sql.where import ExtraWhere
 
 _TYPE = r"(?:date|datetime|time|timestamp)(?:tz)?\b"
 _RANGE = r"(?:date|ts|tstz)(?:multi)?range\b"
+_NAMED = rf"""(?:"?pg_catalog"?\s*\.\s*)?"?(?:{_TYPE}|{_RANGE})"""
 _HANDWRITTEN = re.compile(
-    rf"""(?<!%s)(?<!')::\s*"?(?:pg_catalog\s*\.\s*)?(?:{_TYPE}|{_RANGE})|"""
-    rf"""\bcast\s*\((?!\s*(?:%s|'[^']*')\s+as\b)[^;]*\bas\s+"?(?:{_TYPE}|{_RANGE})|"""
+    rf"""(?<!%s)(?<!')::\s*{_NAMED}|"""
+    rf"""\bcast\s*\((?!\s*(?:%s|'[^']*')\s+as\b)[^;]*\bas\s*{_NAMED}|"""
     r"""\b(?:date|timestamptz|timetz)"?\s*\(""",
     re.IGNORECASE,
 )
-_ANY = re.compile(rf"(?:::|\bas\b)\s*(?:{_TYPE}|{_RANGE})|\b{_TYPE}\"?\s*\(", re.IGNORECASE)
+_ANY = re.compile(rf"(?:::|\bas\b)\s*{_NAMED}|\b{_TYPE}\"?\s*\(", re.IGNORECASE)
 _TO_MOMENT = re.compile(rf"(?:{_TYPE}|{_RANGE})", re.IGNORECASE)
 _CALLED = frozenset({"date", "time", "timestamp", "timestamptz", "timetz"})
 # No text of PostgreSQL's. BigIntegerField and the like are subclasses.
@@ -53,7 +55,7 @@ def of_moment(queries: Iterable[Any], text: str, connection: Any) -> str:
         return ""
     for query in queries:
         for node in _nodes(query):
-            found = _risk(node, connection)
+            found = _risk(node, text, connection)
             if found:
                 return found
     return ""
@@ -92,7 +94,7 @@ def _sources(node: Any) -> list[Any]:
     return [source for source in node.get_source_expressions() if source is not None]
 
 
-def _risk(node: Any, connection: Any) -> str:
+def _risk(node: Any, compiled: str, connection: Any) -> str:
     vendor = connection.vendor
     if isinstance(node, Cast):
         kind = node.output_field.cast_db_type(connection) or ""
@@ -104,26 +106,57 @@ def _risk(node: Any, connection: Any) -> str:
             return name
     if vendor != "postgresql":
         return ""
-    for text in _texts(node):
+    for text in _texts(node, compiled):
         found = _HANDWRITTEN.search(text)
         if found is not None:
             return found[0]
     return ""
 
 
-def _texts(node: Any) -> Iterable[str]:
-    """What was written by hand in an expression."""
+def _texts(node: Any, compiled: str) -> Iterable[str]:
+    """What was written by hand in an expression; all of ``compiled`` if that cannot be told."""
     if isinstance(node, str):
         return (node,)
     if isinstance(node, RawSQL):
         return (node.sql,)
     if isinstance(node, ExtraWhere):
         return node.sqls
-    if isinstance(node, Func) and "template" in node.extra:
-        return (node.extra["template"],)
-    # A class of somebody's own.
-    is_own = isinstance(node, Func) and not type(node).__module__.startswith("django.")
-    return (node.template,) if is_own else ()
+    kind: Any = type(node)
+    if _compiles_itself(kind):
+        return (compiled,)
+    if isinstance(node, Func) and (
+        # A class of somebody's own may have a template, too.
+        "template" in node.extra or not _is_djangos(kind)
+    ):
+        return (_rendered(node),)
+    return ()
+
+
+def _is_djangos(kind: type) -> bool:
+    return kind.__module__.startswith("django.")
+
+
+@functools.cache
+def _compiles_itself(kind: Any) -> bool:
+    """Whether somebody else than Django makes the text of such expressions."""
+    return any(
+        not _is_djangos(base) and not vars(base).keys().isdisjoint(("as_sql", "as_postgresql"))
+        for base in kind.__mro__
+    )
+
+
+def _rendered(node: Func) -> str:
+    """The text of a function, with what its template is given: a cast may be made of that."""
+    function = node.extra.get("function", node.function)
+    given = {"function": function, "expressions": "x", "field": "x", "arg_joiner": ", "}
+    template: str = node.extra.get("template", node.template)
+    if template == Func.template:
+        # A call, of which :func:`_risk` knows more.
+        return ""
+    try:
+        return template % {**node.extra, **given}
+    except (KeyError, TypeError, ValueError):
+        return template
 
 
 def _may_depend(node: Any, vendor: str, kind: str) -> bool:

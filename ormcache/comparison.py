@@ -86,9 +86,10 @@ _MERGING = frozenset({"distinct", "group", "union", "min", "max"})
 
 
 def _leaves_open(text: str, vendor: str, *, is_sliced: bool) -> bool:
-    """Whether a part of the query picks rows in no certain order: a subquery with a LIMIT.
+    """Whether a part of the query picks rows in no certain order: a subquery with a LIMIT, say.
 
-    One directly in EXISTS, where Django always has one, picks nothing.
+    A LIMIT directly in EXISTS, where Django always has one, picks nothing. PostgreSQL's ARRAY of a
+    subquery has its rows in whatever order they come.
     """
     limits = 1 if is_sliced else 0
     before = ""
@@ -97,6 +98,8 @@ def _leaves_open(text: str, vendor: str, *, is_sliced: bool) -> bool:
     for token in sql.tokens(text, vendor):
         word = token.folded if token.kind == "word" else ""
         if token.text == "(":
+            if before == "array":
+                return True
             inside.append(before == "exists")
         elif token.text == ")" and inside:
             inside.pop()

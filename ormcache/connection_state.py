@@ -23,6 +23,7 @@ from ormcache.stores import generation
 
 _ATTRIBUTE = "_ormcache"
 _IN_TRANSACTION = (2, 3)
+_PERHAPS_IN_TRANSACTION = (1, *_IN_TRANSACTION)
 
 
 class ConnectionState:
@@ -220,11 +221,14 @@ def is_open(connection: Any) -> bool | None:
     return None if status is None or status == 4 else status != 0
 
 
-def is_begun_unseen(connection: Any) -> bool:
+def is_begun_unseen(connection: Any, *, is_own: bool = True) -> bool:
     """Whether a transaction is open, given that :func:`in_transaction` knows of none.
 
     Then somebody has called the driver past Django's cursor. MySQL's does not tell. Asked for each
     read and write in autocommit, and so without the objects that :func:`is_open` takes.
+
+    ``is_own``: whether the connection is that of this thread. Another one may be in the middle of
+    a statement, and whether that is in a transaction shows only when it is over: it may be.
     """
     driver = connection.connection
     if driver is None:
@@ -240,7 +244,8 @@ def is_begun_unseen(connection: Any) -> bool:
         # psycopg2
         pgconn = getattr(driver, "info", None)
     # libpq: 2 is in a transaction, 3 in one that has failed. 1 is at work, perhaps in a pipeline.
-    return getattr(pgconn, "transaction_status", None) in _IN_TRANSACTION
+    open_ones = _IN_TRANSACTION if is_own else _PERHAPS_IN_TRANSACTION
+    return getattr(pgconn, "transaction_status", None) in open_ones
 
 
 def is_executing(connection: Any) -> bool:

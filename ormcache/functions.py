@@ -212,9 +212,9 @@ def moment_among(params: Iterable[object], vendor: str) -> str | None:
         # SQLite's functions that read them are never cached.
         return None
     for param in params:
-        if isinstance(param, (list, tuple)):
-            # An array.
-            moment = moment_among(param, vendor)
+        parts = _parts_of(param)
+        if parts is not None:
+            moment = moment_among(parts, vendor)
             if moment is not None:
                 return moment
         # A time is short; a pattern of LIKE is none.
@@ -225,6 +225,16 @@ def moment_among(params: Iterable[object], vendor: str) -> str | None:
             and names_a_moment(param, vendor)
         ):
             return param
+    return None
+
+
+def _parts_of(param: object) -> Iterable[object] | None:
+    """What an array or a range of psycopg is made of; None for other parameters."""
+    if isinstance(param, (list, tuple)):
+        return param
+    if hasattr(param, "bounds") and hasattr(param, "lower") and hasattr(param, "upper"):
+        # Django leaves its bounds as they were given, such as those of (None, "now").
+        return (param.lower, param.upper)
     return None
 
 

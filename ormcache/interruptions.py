@@ -7,6 +7,7 @@ which is no reason for a read to fail. An interruption is one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
@@ -104,11 +105,22 @@ def _steps(trace: TracebackType | None) -> Iterator[tuple[FrameType, FrameType |
 
 
 def _is_from_handler(trace: TracebackType | None) -> bool:
-    """Whether it goes through the handler of a signal, which is given the frame it interrupts."""
+    """Whether it goes through the handler of a signal, which is given the frame it interrupts.
+
+    Not whatever knows its caller's frame: what watches a client may have that in a variable.
+    """
     return any(
-        inner is not None and any(_has(value, outer) for value in inner.f_locals.values())
+        inner is not None and any(_has(value, outer) for value in _arguments(inner))
         for outer, inner in _steps(trace)
     )
+
+
+def _arguments(frame: FrameType) -> Iterator[object]:
+    """What the function of a frame was called with, if that still has its names."""
+    code, values = frame.f_code, frame.f_locals
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    names = code.co_varnames[:count]
+    return (values[name] for name in names if name in values)
 
 
 def _has(value: object, frame: FrameType) -> bool:

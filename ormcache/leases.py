@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ormcache.conf import current
 from ormcache.exceptions import CacheError
@@ -51,6 +51,8 @@ class Keeper:
     """The intents of this process that are on their way, and the thread that renews them."""
 
     def __init__(self) -> None:
+        self.before_renewal: Callable[[], None] = lambda: None
+        """Lets go of what need not be renewed, see :mod:`ormcache.unseen`."""
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -109,6 +111,7 @@ class Keeper:
 
     def renew(self) -> None:
         """Arm again what was armed more than a third of a lease ago."""
+        self.before_renewal()
         due = time.monotonic() - current().LEASE / 3
         for intent, held in list(self._held.items()):
             if held.owner is not None and held.owner() is None:

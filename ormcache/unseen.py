@@ -8,12 +8,15 @@ connection is seen idle, and so nobody is given or stores an answer about them m
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ormcache.connection_state import ConnectionState, in_transaction, is_begun_unseen, is_open
+from ormcache.leases import keeper
 
 
 class _Held(NamedTuple):
@@ -57,9 +60,16 @@ def settle(connection: Any, state: ConnectionState) -> None:
         left(state, known=is_same and is_open(connection) is False)
 
 
-def left(state: ConnectionState, *, known: bool) -> None:
-    """The transaction is over, or its connection closed. ``known``: nothing is to come of it."""
+def left(
+    state: ConnectionState, *, known: bool, unless: Callable[[], bool] = lambda: False
+) -> None:
+    """The transaction is over, or its connection closed. ``known``: nothing is to come of it.
+
+    ``unless``: whether it is not, asked when nobody can add to it.
+    """
     with _lock:
+        if unless():
+            return
         brackets, state.unseen = state.unseen, []
         held.pop(id(state), None)
     for bracket in brackets:
@@ -72,14 +82,31 @@ def sweep() -> None:
     A thread may have ended, or never use its connection again. Seen from another one, SQLite is
     idle when its COMMIT has begun; the lease covers the rest of that.
     """
-    for one in [one for one in list(held.values()) if not _is_open(one)]:
-        left(one.state, known=False)
+    for one in list(held.values()):
+        left(one.state, known=False, unless=functools.partial(_is_open, one))
+
+
+def sweep_before_renewal() -> None:
+    """As :func:`sweep`, where nobody here may ever read what others wait for.
+
+    Not on SQLite, of which another thread cannot tell when a COMMIT is over.
+    """
+    for one in list(held.values()):
+        connection = one.connection()
+        if connection is None or connection.vendor != "sqlite":
+            left(one.state, known=False, unless=functools.partial(_is_open, one))
+
+
+keeper.before_renewal = sweep_before_renewal
 
 
 def _is_open(one: _Held) -> bool:
     connection = one.connection()
+    if held.get(id(one.state)) is not one:
+        # It has written again.
+        return True
     return (
         connection is not None
         and id(connection.connection) == one.driver
-        and is_begun_unseen(connection)
+        and is_begun_unseen(connection, is_own=False)
     )

@@ -575,3 +575,25 @@ def test_what_ended_is_forgotten_some_time() -> None:
     for number in range(3 * bursts._LIMIT):
         assert not mine.keep(Route(number), TABLES, 1.0, "intent", now)  # type: ignore[arg-type]
     assert len(mine._ended) <= bursts._LIMIT + 1
+
+
+def test_what_cannot_be_sent_does_not_end_the_thread_that_sends() -> None:
+    """A client of the project's own may raise anything."""
+    flushed = []
+
+    class Waiting:
+        def __init__(self, error: Exception | None) -> None:
+            self._error = error
+
+        def flush(self) -> None:
+            flushed.append(self)
+            if self._error is not None:
+                raise self._error
+
+    flusher = flushing.Flusher()
+    for waiting in (Waiting(RuntimeError()), Waiting(None)):
+        flusher.notice(waiting)
+        deadline = time.monotonic() + SECONDS
+        while waiting not in flushed:
+            assert time.monotonic() < deadline, "nobody flushes it"
+            time.sleep(0.01)

@@ -26,7 +26,23 @@ from ormcache.explanation import explain
 from ormcache.reasons import Reason
 from tests.marks import on_databases
 from tests.models import Author, EveryField
+from tests.postgres.models import PostgresFields
 from tests.watching import Watch
+
+
+class ToDate(Func):
+    function = "CAST"
+    template = "%(function)s(%(expressions)s AS date)"
+
+
+class Day(Func):
+    function = "date"
+
+
+class ToMoment(Func):
+    def as_sql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return super().as_sql(compiler, connection, template="(%(expressions)s)::timestamp")
+
 
 DATETIME = models.DateTimeField()
 DATE = models.DateField()
@@ -56,8 +72,20 @@ FROM_TEXT = {
     "union": Rows.values_list("datetime").union(at(Cast("char", DATETIME))),
     "called": at(Func("char", function="date", output_field=DATE)),
     "called ::": at(Func("char", template="(%(expressions)s)::date", output_field=DATE)),
+    "own class": at(ToDate("char", output_field=DATE)),
+    "own text": at(ToMoment("char", output_field=DATETIME)),
+    "given": at(
+        Func(
+            "char",
+            function="CAST",
+            template="%(function)s(%(expressions)s AS %(kind)s)",
+            kind="date",
+        )
+    ),
     "raw": at(RawSQL('("char")::timestamp', [], DATETIME)),
     "raw cast": at(RawSQL('CAST("char" AS date)', [], DATE)),
+    "raw quoted": at(RawSQL('"char"::"timestamp"', [], DATETIME)),
+    "raw with a schema": at(RawSQL('"char"::pg_catalog."date"', [], DATE)),
     "extra": Rows.extra(where=['"char"::timestamptz < datetime']),
     "extra select": Rows.extra(select={"x": '"char"::date'}),
 }
@@ -82,6 +110,7 @@ HARMLESS = {
     "__year": Rows.filter(datetime__year=2026),
     "dates": Rows.dates("date", "month"),
     "datetimes": Rows.datetimes("datetime", "day"),
+    "date() of a datetime": at(Day("datetime", output_field=DATE)),
     "Cast of a datetime": at(Cast("datetime", DATE)),
     "Cast of a date": at(Cast("date", DATETIME)),
     "Cast of a maximum": Rows.annotate(x=Cast(Max("datetime"), DATE)).values_list("x"),
@@ -133,3 +162,16 @@ def test_now_is_refused_by_its_name_also_where_it_is_cast(
     cached: Watch, using: str, cache: str
 ) -> None:
     assert reason(at(Cast(Now(), DATE)), using)[0] is Reason.NON_DETERMINISTIC
+
+
+@on_databases("postgresql", transaction=True)
+def test_now_may_be_the_end_of_a_range(cached: Watch, using: str, cache: str) -> None:
+    """Django gives the ends to the driver as they are."""
+    rows = PostgresFields.objects.using(using)
+    for range_filter in (
+        {"datetime_range__overlap": (None, "now")},
+        {"date_range__contains": ("today", "tomorrow")},
+    ):
+        with cached.expect(*[Reason.NON_DETERMINISTIC] * 2):
+            assert not rows.filter(**range_filter).count()
+            assert not rows.filter(**range_filter).count()

@@ -240,6 +240,8 @@ row_number = Window(RowNumber(), order_by=F("pk").asc())
         Author.objects.values_list("pk", Window(RowNumber())),
         authors.order_by("?"),
         Author.objects.extra(select={"x": "group_concat(name)"}).values_list("pk", "x"),
+        # As the text of ArraySubquery.
+        Author.objects.extra(select={"x": "ARRAY(SELECT title FROM b)"}).values_list("pk", "x"),
     ],
 )
 def test_what_picks_rows_inside_leaves_everything_open(queryset: Any) -> None:

@@ -16,6 +16,7 @@ from django.db.models import Aggregate, Func, Q, Value, Window, aggregates
 from django.db.models import functions as django_functions
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Cast, Now, Random, Upper
+from psycopg.types.range import Range
 
 from ormcache import conf, functions, tables
 from ormcache.reasons import Reason
@@ -389,6 +390,9 @@ def test_no_function_is_both_known_and_volatile() -> None:
         ([("a", ["b", "Yesterday"])], "postgresql", "Yesterday"),
         ([["a", ["b"]], "today"], "postgresql", "today"),
         ([["knowledge"], []], "postgresql", None),
+        ([Range(None, "now")], "postgresql", "now"),
+        ([[Range("today", "tomorrow")]], "postgresql", "today"),
+        ([Range(1, 2), Range(empty=True)], "postgresql", None),
         ([["now"]], "sqlite", None),
         (["now"], "mysql", None),
         (["now"], "sqlite", None),

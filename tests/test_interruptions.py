@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import socket
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -168,6 +169,19 @@ def test_to_raise_an_interruption_makes_no_circle_of_references() -> None:
 def test_what_is_no_exception_is_an_interruption(kind: type[BaseException]) -> None:
     error = error_of(lambda: throw(kind))
     assert interruption(error) is error
+
+
+def test_who_only_looks_at_the_callers_frame_is_no_handler() -> None:
+    """As a wrapper around the client may, that notes from where it was called."""
+
+    def watched() -> None:
+        caller = sys._getframe(1)
+        assert caller
+        raise redis.ConnectionError("gone")
+
+    error = error_of(watched)
+    assert interruption(error) is None
+    assert foreign(error, "redis") is None
 
 
 def test_an_error_of_the_call_is_no_interruption() -> None:

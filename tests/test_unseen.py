@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from ormcache import unseen
 from ormcache.leases import keeper
 from ormcache.reasons import Reason
 from tests.authors import NEW, OLD, Names, execute, update
-from tests.interleaving import SECONDS, session, switched_to
+from tests.interleaving import SECONDS, Background, session, switched_to
 from tests.marks import on_pairs
 from tests.models import Author
 from tests.watching import Watch, wait_for_quarantine
@@ -228,6 +229,60 @@ def test_the_lease_ends_what_a_connection_has_left_behind(
     finally:
         if other is not None:
             other.close()
+
+
+@on_pairs(("postgresql", "locmem"), ("postgresql", "redis"), transaction=True)
+def test_a_transaction_in_the_middle_of_a_statement_is_not_over(
+    cached: Watch, using: str, names: Names
+) -> None:
+    """libpq tells a reader in another thread only that it is at work."""
+    cached.warm(names)
+    has_written, may_end = threading.Event(), threading.Event()
+
+    def write() -> None:
+        driver = driver_of(using)
+        driver.execute("BEGIN")
+        update(using)
+        has_written.set()
+        driver.execute("SELECT pg_sleep(2)")
+        driver.execute("COMMIT")
+        assert may_end.wait(SECONDS)
+
+    writer = Background(write)
+    assert has_written.wait(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while (got := cached.call(names))[0] == [OLD]:
+        assert got[1] in ([str(Reason.BUSY)], [str(Reason.OVERDUE)]), got
+        assert time.monotonic() < deadline, "it does not commit"
+        time.sleep(0.05)
+    may_end.set()
+    writer.result()
+    wait_for_quarantine(using, "tests_author")
+
+
+@on_postgresql
+def test_what_is_over_is_not_renewed_though_nobody_here_asks_for_it(
+    cached: Watch, using: str
+) -> None:
+    """The thread goes on without its connection, and other processes wait for it."""
+    before, is_over, may_end = set(keeper._held), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with driver_of(using).transaction():
+            update(using)
+            assert set(keeper._held) - before
+            keeper.renew()
+            assert set(keeper._held) - before, "it is still open"
+        is_over.set()
+        assert may_end.wait(SECONDS)
+
+    worker = Background(work)
+    assert is_over.wait(SECONDS)
+    keeper.renew()
+    assert not set(keeper._held) - before
+    may_end.set()
+    worker.result()
+    wait_for_quarantine(using, "tests_author")
 
 
 @on_sqlite

@@ -6,11 +6,13 @@ A thread of the process does what is left over.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
 from typing import Protocol
 
+_logger = logging.getLogger("ormcache")
 _SECONDS = 0.02
 """How long it may wait."""
 
@@ -71,7 +73,11 @@ class Flusher:
             self._asleep.acquire()
             time.sleep(_SECONDS)
             while self._due:
-                self._due.pop().flush()
+                try:
+                    self._due.pop().flush()
+                except Exception:
+                    # What comes later needs this thread all the same.
+                    _logger.exception("What could wait was not sent to the cache.")
 
 
 flusher = Flusher()
