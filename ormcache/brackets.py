@@ -200,6 +200,22 @@ class Bracket:
     def _is_fresh(self) -> bool:
         return time.monotonic() - self._begun < self._lease / 3
 
+    def confirm(self) -> None:
+        """Announce it once more, of a statement that is done and not committed yet.
+
+        Only if the lease may have run out meanwhile: while the statement had not begun, its
+        transaction had no id by which the announcement could be told from one that is over.
+        Raises CacheUnreachable as :meth:`arm` does.
+        """
+        store, intent = self._route.store, self._intent
+        if store is None or intent is None or self._is_fresh():
+            return
+        try:
+            self._arm_in_time(store, intent)
+        except CacheError as error:
+            self._route.breaker.failed()
+            self._not_armed(error, None)
+
     def covers(self, route: Route, tables: Iterable[str]) -> bool:
         """Whether this announces all of ``tables``, and where ``route`` leads to."""
         return route.namespace == self._route.namespace and (
@@ -308,6 +324,11 @@ class Brackets:
         except BaseException:
             self.end()
             raise
+
+    def confirm(self) -> None:
+        """See :meth:`Bracket.confirm`."""
+        for bracket in self._armed:
+            bracket.confirm()
 
     def end(self, *, known: bool = True) -> None:
         """See :meth:`Bracket.end`."""

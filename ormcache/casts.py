@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from django.core.exceptions import FieldError
 from django.db.models import (
     BooleanField,
     DateField,
@@ -25,6 +26,7 @@ from django.db.models import (
     UUIDField,
     Value,
 )
+from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import Col, RawSQL
 from django.db.models.functions import Cast
 from django.db.models.sql.query import Query
@@ -32,14 +34,15 @@ from django.db.models.sql.where import ExtraWhere
 
 _TYPE = r"(?:date|datetime|time|timestamp)(?:tz)?\b"
 _RANGE = r"(?:date|ts|tstz)(?:multi)?range\b"
-_NAMED = rf"""(?:"?pg_catalog"?\s*\.\s*)?"?(?:{_TYPE}|{_RANGE})"""
+_GAP = r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+_NAMED = rf"""(?:"?pg_catalog"?{_GAP}\.{_GAP})?"?(?:{_TYPE}|{_RANGE})"""
 _HANDWRITTEN = re.compile(
-    rf"""(?<!%s)(?<!')::\s*{_NAMED}|"""
-    rf"""\bcast\s*\((?!\s*(?:%s|'[^']*')\s+as\b)[^;]*\bas\s*{_NAMED}|"""
-    r"""\b(?:date|timestamptz|timetz)"?\s*\(""",
-    re.IGNORECASE,
+    rf"""(?<!%s)(?<!')::{_GAP}{_NAMED}|"""
+    rf"""\bcast{_GAP}\((?!\s*(?:%s|'[^']*')\s+as\b)[^;]*\bas\b{_GAP}{_NAMED}|"""
+    rf"""\b(?:date|timestamptz|timetz)"?{_GAP}\(""",
+    re.IGNORECASE | re.DOTALL,
 )
-_ANY = re.compile(rf"(?:::|\bas\b)\s*{_NAMED}|\b{_TYPE}\"?\s*\(", re.IGNORECASE)
+_ANY = re.compile(rf"(?:::|\bas\b){_GAP}{_NAMED}|\b{_TYPE}\"?{_GAP}\(", re.IGNORECASE | re.DOTALL)
 _TO_MOMENT = re.compile(rf"(?:{_TYPE}|{_RANGE})", re.IGNORECASE)
 _CALLED = frozenset({"date", "time", "timestamp", "timestamptz", "timetz"})
 # No text of PostgreSQL's. BigIntegerField and the like are subclasses.
@@ -58,7 +61,57 @@ def of_moment(queries: Iterable[Any], text: str, connection: Any) -> str:
             found = _risk(node, text, connection)
             if found:
                 return found
+        if connection.vendor == "postgresql" and _orders_by_foreign_transform(query):
+            written = _HANDWRITTEN.search(text)
+            if written is not None:
+                return written[0]
     return ""
+
+
+def _orders_by_foreign_transform(query: Any) -> bool:
+    """Whether an order names a transform that is not Django's, as ``"text__asdate"`` does.
+
+    It becomes an expression when the query is compiled.
+    """
+    if query.model is None:
+        return False
+    options = query.get_meta()
+    names = query.order_by or (options.ordering if query.default_ordering else None) or ()
+    waiting = [(options, name) for name in names]
+    met = set()
+    while waiting:
+        options, name = waiting.pop()
+        if not isinstance(name, str) or (options, name) in met:
+            continue
+        met.add((options, name))
+        try:
+            _, field, _, rest = query.names_to_path(name.lstrip("-+").split(LOOKUP_SEP), options)
+        except FieldError:
+            # An annotation, which is looked at by itself, or one of its transforms.
+            if LOOKUP_SEP in name:
+                return True
+            continue
+        if any(not _is_djangos(kind) for kind in _transforms(field, rest)):
+            return True
+        if field.is_relation and not rest:
+            related = field.related_model._meta
+            waiting.extend((related, ordered) for ordered in related.ordering or ())
+    return False
+
+
+def _transforms(field: Any, names: Iterable[str]) -> Iterator[type]:
+    """The classes behind the names; ``object`` where that cannot be told."""
+    for name in names:
+        if not hasattr(field, "get_transform"):
+            yield object
+            return
+        transform = field.get_transform(name)
+        if transform is None:
+            # Django complains.
+            return
+        yield transform if isinstance(transform, type) else type(transform)
+        # The next one belongs to what this one returns.
+        field = getattr(transform, "output_field", None)
 
 
 def _nodes(query: Any) -> Iterator[Any]:

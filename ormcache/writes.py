@@ -512,6 +512,7 @@ def _end(connection: Any, state: ConnectionState, bracket: _Bracket, *, known: b
     """End ``bracket``, unless the transaction is still open that its statement was in."""
     if is_begun_unseen(connection) and not in_transaction(connection, state):
         unseen.hold(connection, state, bracket)
+        bracket.confirm()
     else:
         bracket.end(known=known)
 

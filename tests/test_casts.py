@@ -15,12 +15,14 @@ from django.db.models.functions import (
     Concat,
     ExtractHour,
     ExtractYear,
+    Lower,
     Now,
     TruncDate,
     TruncHour,
     TruncMonth,
     TruncTime,
 )
+from django.test.utils import register_lookup
 
 from ormcache.explanation import explain
 from ormcache.reasons import Reason
@@ -85,6 +87,7 @@ FROM_TEXT = {
     "raw": at(RawSQL('("char")::timestamp', [], DATETIME)),
     "raw cast": at(RawSQL('CAST("char" AS date)', [], DATE)),
     "raw quoted": at(RawSQL('"char"::"timestamp"', [], DATETIME)),
+    "raw with comments": at(RawSQL('"char"::/* a */ -- b\ndate', [], DATE)),
     "raw with a schema": at(RawSQL('"char"::pg_catalog."date"', [], DATE)),
     "extra": Rows.extra(where=['"char"::timestamptz < datetime']),
     "extra select": Rows.extra(select={"x": '"char"::date'}),
@@ -116,6 +119,7 @@ HARMLESS = {
     "Cast of a maximum": Rows.annotate(x=Cast(Max("datetime"), DATE)).values_list("x"),
     "Cast of a value": at(Cast(Value("2026-01-01"), DATE)),
     "Cast to text": at(Cast("datetime", models.TextField())),
+    "order by __date": Rows.filter(datetime__date="2026-01-01").order_by("datetime__date__year"),
     "by day": Rows.values(day=TruncDate("datetime")).annotate(n=Count("pk")),
 }
 
@@ -129,6 +133,30 @@ def reason(queryset: Any, using: str) -> tuple[Reason | None, str]:
 @pytest.mark.parametrize("name", FROM_TEXT)
 def test_a_text_may_be_now_on_postgresql(cached: Watch, using: str, cache: str, name: str) -> None:
     assert reason(FROM_TEXT[name], using)[0] is Reason.NON_DETERMINISTIC
+
+
+class AsDate(models.Transform):
+    lookup_name = "asdate"
+    output_field = DATE
+
+    def as_sql(self, compiler: Any, connection: Any) -> Any:
+        sql, params = compiler.compile(self.lhs)
+        return f"{sql}::date", params
+
+
+@on_databases("postgresql", transaction=True)
+@pytest.mark.parametrize("field", ["char", "char__lower", "json__due"])
+def test_a_transform_may_be_named_in_an_order(
+    cached: Watch, using: str, cache: str, field: str
+) -> None:
+    inner = Rows.order_by(f"{field}__asdate").values("pk")[:1]
+    with (
+        register_lookup(models.CharField, Lower),
+        register_lookup(models.CharField, AsDate),
+        register_lookup(models.JSONField, AsDate),
+    ):
+        for queryset in (inner, Author.objects.filter(pk__in=inner)):
+            assert reason(queryset, using)[0] is Reason.NON_DETERMINISTIC
 
 
 @on_databases("mariadb", transaction=True)

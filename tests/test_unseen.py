@@ -11,11 +11,11 @@ import pytest
 from django.db import connections
 
 import ormcache
-from ormcache import unseen
+from ormcache import brackets, unseen
 from ormcache.leases import keeper
 from ormcache.reasons import Reason
 from tests.authors import NEW, OLD, Names, execute, update
-from tests.interleaving import SECONDS, Background, session, switched_to
+from tests.interleaving import SECONDS, Background, pause_after, session, switched_to
 from tests.marks import on_pairs
 from tests.models import Author
 from tests.watching import Watch, wait_for_quarantine
@@ -258,6 +258,39 @@ def test_a_transaction_in_the_middle_of_a_statement_is_not_over(
     may_end.set()
     writer.result()
     wait_for_quarantine(using, "tests_author")
+
+
+@on_drivers
+def test_a_writer_that_was_stopped_before_its_statement_announces_it_again(
+    cached: Watch, using: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then its transaction had no id: it was taken for over, and the old answer stored."""
+    wait_for_quarantine(using, "tests_author")
+    # Of a process that is stopped, no thread renews anything.
+    monkeypatch.setattr(keeper, "hold", lambda *args: None)
+    cached.warm(names)
+    has_written, may_commit = threading.Event(), threading.Event()
+
+    def write() -> None:
+        driver = driver_of(using)
+        driver.execute("BEGIN")
+        update(using)
+        has_written.set()
+        assert may_commit.wait(SECONDS)
+        driver.execute("COMMIT")
+
+    pause = pause_after(monkeypatch, brackets, "announce")
+    writer = Background(write)
+    pause.wait()
+    deadline = time.monotonic() + SECONDS
+    while cached.call(names) != ([OLD], ["hit"]):
+        assert time.monotonic() < deadline, "the announcement does not end"
+        time.sleep(0.05)
+    pause.end()
+    assert has_written.wait(SECONDS)
+    may_commit.set()
+    writer.result()
+    assert cached.call(names)[0] == [NEW]
 
 
 @on_postgresql
