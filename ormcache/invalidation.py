@@ -25,7 +25,7 @@ def invalidate(*models_or_tables: type[models.Model] | str, using: str | None = 
         TypeError: nothing was named, or what is neither a model nor a string.
         LookupError: a label names a model that an installed app does not have.
         ConnectionDoesNotExist: ``using`` is no alias.
-        CacheUnreachable: the cache did not answer, and ``ON_CACHE_FAILURE`` is ``"raise"``.
+        CacheUnreachable: the cache did not answer, and ``ON_CACHE_FAILURE`` is not ``"open"``.
     """
     if not models_or_tables:
         raise TypeError("Name a model or a table; ormcache.flush() invalidates everything.")

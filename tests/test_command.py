@@ -156,7 +156,11 @@ def test_flush_warns_of_a_name_that_no_table_has(cached: Watch) -> None:
 
 
 @on_databases("default", transaction=True)
-@pytest.mark.parametrize("change", [{}, {"ON_CACHE_FAILURE": "open"}, {"ENABLED": False}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [*({"ON_CACHE_FAILURE": policy} for policy in ("raise", "fence", "open")), {"ENABLED": False}],
+    ids=str,
+)
 def test_flush_fails_if_the_cache_does_not_answer_whatever_the_policy(
     cached: Watch, settings: Any, unreachable: None, change: dict[str, Any]
 ) -> None:
@@ -167,6 +171,8 @@ def test_flush_fails_if_the_cache_does_not_answer_whatever_the_policy(
         message = str(raised.value)
         assert message.startswith("Nothing was invalidated of the database 'default': ")
         assert "the cache 'locmem'" in message
+        # With "open" it fails as well.
+        assert "ON_CACHE_FAILURE" not in message
 
 
 @on_databases("postgresql", transaction=True)

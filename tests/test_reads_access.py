@@ -11,14 +11,26 @@ from typing import Any
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 from django.test.testcases import DatabaseOperationForbidden, SimpleTestCase
 
+from ormcache import access
 from tests.marks import on_databases
 from tests.models import Author
 from tests.watching import Watch
 
 
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of a site: pytest-django has put nothing in the place of this method.
+
+    Where it has, each read calls the method, and that refuses coroutines by itself.
+    """
+    monkeypatch.setattr(access, "_pristine", BaseDatabaseWrapper.ensure_connection)
+
+
+@pytest.mark.usefixtures("unwatched")
 @on_databases("default", "postgresql", transaction=True)
 def test_a_synchronous_read_in_a_coroutine_is_refused(cached: Watch, using: str) -> None:
     question = Author.objects.using(using).count

@@ -246,6 +246,22 @@ def test_status_tells_incarnation_age_and_number_of_registers(store: Store, spac
 
 
 @on_redis_and_valkey
+def test_all_keys_of_a_database_would_be_in_one_slot_of_a_cluster(
+    make: Callable[..., Any], admin: Any, space: str
+) -> None:
+    key_slot = pytest.importorskip("redis.crc").key_slot
+    store, tables = make(), ("a", "}b{c}")
+    vector = read_clean(store, space, tables=tables).vector
+    store.fill(space, ENTRY, vector, b"answer", 60)
+    store.note(space, ENTRY, b"note", 60)
+    store.arm(space, "1.a", ["a"])
+    keys = admin.keys()
+    kinds = {key.split(b":")[4] for key in keys}
+    assert (len(keys), kinds) == (5, {b"e", b"q", b"r"})
+    assert {key_slot(key) for key in keys} == {key_slot(space.encode())}
+
+
+@on_redis_and_valkey
 def test_an_entry_expires_in_milliseconds_or_never(
     make: Callable[..., Any], admin: Any, space: str
 ) -> None:

@@ -39,8 +39,8 @@ def migrate(
 ) -> Any:
     """``MigrationExecutor.migrate``. An empty plan flushes nothing.
 
-    Raises CacheUnreachable if ``ON_CACHE_FAILURE`` is ``"raise"`` and the cache does not answer:
-    before anything was migrated, or when all is done.
+    Raises CacheUnreachable if the cache does not answer, before anything was migrated or when all
+    is done; not if ``ON_CACHE_FAILURE`` is ``"open"``.
     """
 
     def run() -> Any:

@@ -116,17 +116,21 @@ class Command(BaseCommand):
         def note(**kwargs: object) -> None:
             told.append(kwargs)
 
+        why = ""
         tables_invalidated.connect(note)
         try:
             if tables:
                 ormcache.invalidate(*tables, using=alias)
             else:
                 ormcache.flush(using=alias)
+        except CacheUnreachable as error:
+            # Its own text is about a write, and what it advises would not help here.
+            why = f": {error.__cause__}"
         finally:
             tables_invalidated.disconnect(note)
         route = _route(alias, current())
         if route.store is not None and not told:
-            raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer.")
+            raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer{why}")
 
     def explain(self, query: str, database: str | None, **options: Any) -> None:
         # Of two models with one name it is the first app's, as in the shell.
