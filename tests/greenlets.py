@@ -309,6 +309,7 @@ def given_up(*options: str) -> dict[str, Any]:
     from django.db import connections, transaction
 
     import ormcache
+    from tests.interleaving import wait_for_others
     from tests.models import Book
 
     may_end, is_locked = Event(), Event()
@@ -342,7 +343,7 @@ def given_up(*options: str) -> dict[str, Any]:
         found["while it is locked"] = [elsewhere(read, 1) for _ in range(3)]
         may_end.set()
         locker.get(timeout=20)
-        gevent.sleep(0.3)
+        wait_for_others(USING)
         found["in the end"] = elsewhere(read, 1)
         with ormcache.disabled():
             found["in the database"] = read(1)

@@ -195,3 +195,18 @@ def kill(using: str, number: int) -> None:
         while cursor.fetchone():
             assert time.monotonic() < deadline, "the session does not end"
             cursor.execute(look, [number])
+
+
+def wait_for_others(using: str) -> None:
+    """Until no other session of PostgreSQL's database is at work on an UPDATE."""
+    with session(using) as own, own.cursor() as cursor:
+        deadline = time.monotonic() + SECONDS
+        while True:
+            cursor.execute(
+                "SELECT query FROM pg_stat_activity WHERE datname = current_database() "
+                "AND state = 'active' AND query LIKE 'UPDATE %%' AND pid <> pg_backend_pid()"
+            )
+            at_work = cursor.fetchall()
+            if not at_work:
+                return
+            assert time.monotonic() < deadline, f"still at work: {at_work}"

@@ -28,6 +28,7 @@ from tests.interleaving import (
     record_calls,
     session,
     store_of,
+    wait_for_others,
 )
 from tests.marks import on_databases, on_pairs, scenario
 from tests.models import Author, Tag
@@ -406,5 +407,5 @@ def test_a_statement_in_autocommit_that_is_given_up_does_not_take_effect_later(
             with pytest.raises(Interruption):
                 update(using)
     # Now it would get the lock.
-    time.sleep(0.3)
+    wait_for_others(using)
     assert names.in_database() == [OLD]

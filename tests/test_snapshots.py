@@ -305,7 +305,9 @@ def test_postgresql_still_finds_serializable_transactions_that_cannot_be_seriali
 
 
 @scenario(27)
-@pytest.mark.parametrize("times", [200, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "times", [200, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 @on_pairs(
     ("postgresql", "redis"),
     ("postgresql", "memcached"),

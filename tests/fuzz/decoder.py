@@ -27,12 +27,14 @@ import atheris
 with atheris.instrument_imports(include=["ormcache.codec"]):
     from ormcache import codec
 
+from psycopg.types.range import Range
+
 from ormcache.exceptions import Corrupt
 
 CLOSED = frozenset(
     (
         *(bool, int, float, str, bytes, type(None), list, tuple, dict, memoryview),
-        *(Decimal, uuid.UUID, datetime.timedelta),
+        *(Decimal, uuid.UUID, datetime.timedelta, Range),
         *(datetime.datetime, datetime.date, datetime.time),
     )
 )
@@ -54,6 +56,7 @@ def seeds() -> Iterator[bytes]:
         *(moment.time(), moment.replace(tzinfo=vienna, fold=1), datetime.timedelta(1, 2, 3)),
         moment.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=2), "name")),
         *([1, [2]], (1, (2,)), {"a": {"b": [1]}}, memoryview(b"x")),
+        *(Range(1, 2), Range(None, moment, "(]"), Range(empty=True)),
     ]
     for value in values:
         for chunk_type in ("list", "tuple", ""):
@@ -95,6 +98,8 @@ def check_value(value: Any) -> None:
         if any(type(key) is not str for key in value):
             raise AssertionError("a key that is no string")
         value = list(value.values())
+    if isinstance(value, Range):
+        value = [value.lower, value.upper]
     if isinstance(value, (list, tuple)):
         for inner in value:
             check_value(inner)

@@ -3,28 +3,35 @@
 They are in `tenants_project`; what fails there is shown here in full.
 """
 
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.marks import needs
 
 PROJECT = Path(__file__).parents[1] / "tenants_project"
-SLOW = {"test_walks.py"}
-# The other variants need not be repeated for each Django.
-VARIANTS = ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("limit", "pool"))]
-FILES = [
-    pytest.param(path.name, marks=pytest.mark.slow if path.name in SLOW else ())
-    for path in sorted(PROJECT.glob("test_*.py"))
-]
+FILES = [path.name for path in sorted(PROJECT.glob("test_*.py"))]
+VARIANTS = ("plain", "limit", "pool")
+# Of the other variants, which need not be repeated for each Django, the rest is for the long run.
+BRIEF = "test_schemas.py"
+
+
+def cases() -> Iterator[Any]:
+    for file, variant in itertools.product(FILES, VARIANTS):
+        is_slow = variant != "plain" or file == "test_walks.py"
+        is_long = variant != "plain" and file != BRIEF
+        marks = [pytest.mark.slow] * is_slow + [pytest.mark.long] * is_long
+        yield pytest.param(file, variant, marks=marks)
 
 
 @needs("postgresql", "redis")
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("file", "variant"), list(cases()))
 def test_with_the_real_django_tenants(file: str, variant: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 import redis
 from lupa import lua51
 
@@ -187,21 +188,13 @@ _names: dict[bytes, str] = {}
 
 def parse(stream: bytes) -> Iterator[list[bytes]]:
     """The commands in bytes of Redis' wire protocol."""
-    at = 0
-    while at < len(stream):
-        end = stream.index(b"\r\n", at)
-        assert stream[at] == 0x2A, stream[at:]  # *
-        count, at = int(stream[at + 1 : end]), end + 2
-        parts = []
-        for _ in range(count):
-            end = stream.index(b"\r\n", at)
-            assert stream[at] == 0x24, stream[at:]  # $
-            begin = end + 2
-            at = begin + int(stream[at + 1 : end])
-            parts.append(stream[begin:at])
-            assert stream[at : at + 2] == b"\r\n"
-            at += 2
-        yield parts
+    # They are arrays of strings, as an answer may be.
+    reader = hiredis.Reader()
+    reader.feed(stream)
+    while (command := reader.gets()) is not False:
+        assert type(command) is list, command
+        yield command
+    assert not reader.has_data(), stream
 
 
 class Server:
