@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _profile(bench: Bench, case: str, operations: int) -> tuple[cProfile.Profile, float]:
-    # A hit first: in a new namespace nothing is stored for a while, on a miss neither.
-    cold = bench.warm_up([BY_NAME["hit_get"], BY_NAME[case]])
+    cold = bench.warm_up([BY_NAME[case]])
     if cold and bench.contender != "none":
         print(f"{case} is never a hit", file=sys.stderr)
     bench.time(case)
