@@ -79,7 +79,7 @@ class Bench:
     def warm_up(self, cases: Iterable[Case]) -> list[str]:
         """Repeat the hit cases until each one hits; return those that never did.
 
-        One of them in any case: in a new namespace nothing is stored for a while, on a miss neither.
+        One of them in any case: in a new namespace nothing is stored for a while, nor on a miss.
         """
         cold = [case for case in {BY_NAME["hit_get"], *cases} if case.kind == "hit"]
         deadline = time.monotonic() + WARM_UP_SECONDS
