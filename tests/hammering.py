@@ -30,6 +30,14 @@ class Stale(NamedTuple):
     answer: int
 
 
+def rest(chance: random.Random, begin: float) -> float:
+    """Seconds that a writer rests after a write that it has begun at ``begin``.
+
+    Without a rest there would be nothing but writes, and on a busy machine that takes a longer one.
+    """
+    return max(chance.uniform(0, LONGEST_REST), 3 * (time.monotonic() - begin))
+
+
 class Hammer:
     """The rows, their floors, and what readers saw that they should not have seen."""
 
@@ -57,9 +65,9 @@ class Hammer:
         chance = random.Random(seed)
         end = time.monotonic() + self.seconds
         while time.monotonic() < end:
+            begin = time.monotonic()
             self.write_once(chance, seed)
-            # Without a rest between writes there would be nothing but writes.
-            time.sleep(chance.uniform(0, LONGEST_REST))
+            time.sleep(rest(chance, begin))
 
     def write_once(self, chance: random.Random, seed: int) -> None:
         from django.db import OperationalError
@@ -118,8 +126,9 @@ class Hammer:
         chance = random.Random(seed)
         end = time.monotonic() + self.seconds
         while time.monotonic() < end:
+            begin = time.monotonic()
             await sync_to_async(self.write_once)(chance, seed)
-            await asyncio.sleep(chance.uniform(0, LONGEST_REST))
+            await asyncio.sleep(rest(chance, begin))
 
     # --- reading ---------------------------------------------------------------------------
 

@@ -535,7 +535,7 @@ def test_switching_a_model_off_reaches_queries_of_known_shape(
 
 @on_databases("default", transaction=True)
 def test_the_memo_is_bounded(cached: Watch, using: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "_memo", Memo(limit=5))
+    monkeypatch.setattr(templates, "_memo", Memo(limit=5))
     sizes = []
     for number in range(1, 20):
         conditions = Q(*(("pages", page) for page in range(number)), _connector="OR")
