@@ -33,7 +33,7 @@ class Stale(NamedTuple):
 def rest(chance: random.Random, begin: float) -> float:
     """Seconds that a writer rests after a write that it has begun at ``begin``.
 
-    Without a rest there would be nothing but writes, and on a busy machine that takes a longer one.
+    Without one there would be nothing but writes; on a busy machine that takes a longer one.
     """
     return max(chance.uniform(0, LONGEST_REST), 3 * (time.monotonic() - begin))
 

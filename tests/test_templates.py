@@ -27,7 +27,7 @@ from django.test.utils import isolate_apps
 from django.utils import timezone
 
 import ormcache
-from ormcache import plans, shapes, templates
+from ormcache import plans, templates
 from ormcache.conf import current
 from ormcache.memo import Memo
 from ormcache.reasons import Reason
