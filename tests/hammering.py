@@ -35,7 +35,8 @@ def rest(chance: random.Random, begin: float) -> float:
 
     Without one there would be nothing but writes; on a busy machine that takes a longer one.
     """
-    return max(chance.uniform(0, LONGEST_REST), 3 * (time.monotonic() - begin))
+    took = time.monotonic() - begin
+    return max(chance.uniform(0, LONGEST_REST), min(3 * took, 2 * LONGEST_REST))
 
 
 class Hammer:
