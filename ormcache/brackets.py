@@ -377,7 +377,8 @@ def announce(
 def _has_id(connection: Any) -> bool:
     """Whether what is about to be committed is a transaction to which PostgreSQL gave an id.
 
-    One that was begun and has changed nothing has none, and nothing to commit either.
+    One that was begun and has changed nothing has none, and nothing to commit either. In one that
+    was begun through the driver the first statement is yet to come: see :meth:`Bracket.confirm`.
     """
     return (
         engines.tells_what_is_over(connection)

@@ -215,6 +215,7 @@ class Template:
         """Give ``compiler`` what ``as_sql()`` would have worked out."""
         if not compiler.query.alias_map:
             compiler.query.get_initial_alias()
+        # In the order of _COMPILED. Written out, for each hit of a known shape does this.
         (
             compiler.select,
             compiler.klass_info,

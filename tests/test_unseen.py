@@ -201,12 +201,18 @@ def test_a_search_path_that_is_set_in_it_is_not_believed(
 @on_drivers
 @pytest.mark.parametrize("is_collected", [False, True])
 def test_the_lease_ends_what_a_connection_has_left_behind(
-    cached: Watch, using: str, names: Names, is_collected: bool, settings: Any
+    cached: Watch,
+    using: str,
+    names: Names,
+    is_collected: bool,
+    settings: Any,
+    request: pytest.FixtureRequest,
 ) -> None:
     """It is not used any more, or there is none: a thread has ended without closing it."""
     settings.ORMCACHE = {**settings.ORMCACHE, "LEASE": 2}
     # To collect all the rest, too, may take longer than the lease.
     gc.freeze()
+    request.addfinalizer(gc.unfreeze)
     other: Any = connections[using].copy()
     with switched_to(other):
         driver = driver_of(using)
@@ -218,7 +224,6 @@ def test_the_lease_ends_what_a_connection_has_left_behind(
     if is_collected:
         other = None
         gc.collect()
-    gc.unfreeze()
     try:
         answer, outcome = cached.call(names)
         assert answer == [NEW]
