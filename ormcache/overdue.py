@@ -2,10 +2,9 @@
 
 A writer may have been stopped between its announcement and its COMMIT, for longer than any lease.
 Its transaction had an id by then. (One that was begun through the driver may get it later, and is
-announced again when it has: :meth:`ormcache.brackets.Bracket.confirm`.) So a reader that finds the
-announcement overdue takes an id of its own, the *horizon*: it is higher. When no transaction with a
-lower id is running any more, prepared ones included, the writer's is over, and its announcement is
-removed.
+announced again when it has: :meth:`ormcache.brackets.Bracket.confirm`.) So a reader that finds it
+overdue takes an id of its own, the *horizon*: it is higher. When no transaction with a lower id is
+running any more, prepared ones included, the writer's is over, and its announcement is removed.
 
 The horizon has to be an id that was given out: what a snapshot calls its end is one past the last
 transaction that is *over*, and the writer's id may be that very number.
