@@ -130,7 +130,7 @@ def readers_and_writers(*options: str) -> dict[str, Any]:
     from django.db import connections
 
     from ormcache import counters
-    from tests.hammering import Hammer
+    from tests.hammering import Hammer, rest
 
     # psycopg's pool loses connections to greenlets that are broken off, and does so without
     # ormcache.
@@ -140,17 +140,13 @@ def readers_and_writers(*options: str) -> dict[str, Any]:
         pool = {"min_size": 4, "max_size": 8}
         connections.settings[USING]["OPTIONS"] = {"pool": pool}
         del connections[USING]
-    hammer = Hammer(USING, SECONDS)
-    begin = time.monotonic()
     became: Counter[str] = Counter()
 
     def hits() -> int:
         return counters.snapshot()[USING].get("tests_book", {}).get("hit", 0)
 
-    def is_over() -> bool:
-        # A busy machine needs longer to see as much.
-        seconds = time.monotonic() - begin
-        return seconds > SECONDS and (hits() > ENOUGH_HITS or seconds > 10 * SECONDS)
+    hammer = Hammer(USING, SECONDS)
+    hammer.is_enough = lambda: hits() > ENOUGH_HITS
 
     def step(chance: random.Random, seed: int) -> None:
         patience = chance.uniform(0, 0.02) if chance.random() < share_broken_off else 60
@@ -176,13 +172,14 @@ def readers_and_writers(*options: str) -> dict[str, Any]:
     def client(seed: int) -> None:
         chance = random.Random(seed)
         keeps = seed % 2 and "pooled" not in options
-        while not is_over():
+        while not hammer.is_over():
+            begin = time.monotonic()
             if keeps:
                 step(chance, seed)
             else:
                 gevent.spawn(request, chance, seed).get()
             if seed % 3 == 0:
-                gevent.sleep(chance.uniform(0, 0.3))
+                gevent.sleep(rest(chance, begin, GREENLETS // 3, 0.3))
 
     for one in [spawn(client, seed) for seed in range(GREENLETS)]:
         one.get()

@@ -21,7 +21,9 @@ CONTESTED = 3
 """So many rows are written by all writers in turn, the others by one writer each."""
 ROWS = 6
 LONGEST_REST = 0.08
-"""Seconds between two writes of a writer."""
+"""Seconds between two writes of a writer, where the machine is not busy."""
+PATIENCE = 60
+"""Seconds after which nobody waits any longer for there to be enough."""
 
 
 class Stale(NamedTuple):
@@ -30,17 +32,24 @@ class Stale(NamedTuple):
     answer: int
 
 
-def rest(chance: random.Random, begin: float) -> float:
-    """Seconds that a writer rests after a write that it has begun at ``begin``.
+def rest(
+    chance: random.Random, begin: float, writers: int = 3, longest: float = LONGEST_REST
+) -> float:
+    """Seconds that one of several writers rests after a write that it has begun at ``begin``.
 
-    Without one there would be nothing but writes; on a busy machine that takes a longer one.
+    Without one there would be nothing but writes. Where each takes long it has to be longer, so
+    that there are moments in which nobody writes.
     """
     took = time.monotonic() - begin
-    return max(chance.uniform(0, LONGEST_REST), min(3 * took, 2 * LONGEST_REST))
+    return max(chance.uniform(0, longest), min(writers * took, 2.0))
 
 
 class Hammer:
-    """The rows, their floors, and what readers saw that they should not have seen."""
+    """The rows, their floors, and what readers saw that they should not have seen.
+
+    Readers and writers are at work for so many seconds, and longer if it is not enough by then:
+    a busy machine takes longer to see as much.
+    """
 
     def __init__(
         self,
@@ -49,9 +58,11 @@ class Hammer:
         keys: list[int] | None = None,
         floors: MutableSequence[int] | None = None,
         lock: Any = None,
+        is_enough: Callable[[], bool] = lambda: True,
     ) -> None:
         self.using = using
         self.seconds = seconds
+        self.is_enough = is_enough
         self.keys = make_rows(using) if keys is None else keys
         self.floors = [0] * ROWS if floors is None else floors
         self._lock = lock or threading.Lock()
@@ -59,13 +70,20 @@ class Hammer:
         """Whether the cache may go away, so that a write is refused."""
         self.stale: list[Stale] = []
         self.done = 0
+        self._begun: float | None = None
+
+    def is_over(self) -> bool:
+        """Whether readers and writers may stop."""
+        if self._begun is None:
+            self._begun = time.monotonic()
+        passed = time.monotonic() - self._begun
+        return passed > self.seconds and (self.is_enough() or passed > PATIENCE)
 
     # --- writing ---------------------------------------------------------------------------
 
     def write(self, seed: int) -> None:
         chance = random.Random(seed)
-        end = time.monotonic() + self.seconds
-        while time.monotonic() < end:
+        while not self.is_over():
             begin = time.monotonic()
             self.write_once(chance, seed)
             time.sleep(rest(chance, begin))
@@ -125,8 +143,7 @@ class Hammer:
         from asgiref.sync import sync_to_async
 
         chance = random.Random(seed)
-        end = time.monotonic() + self.seconds
-        while time.monotonic() < end:
+        while not self.is_over():
             begin = time.monotonic()
             await sync_to_async(self.write_once)(chance, seed)
             await asyncio.sleep(rest(chance, begin))
@@ -135,8 +152,7 @@ class Hammer:
 
     def read(self, seed: int) -> None:
         chance = random.Random(seed)
-        end = time.monotonic() + self.seconds
-        while time.monotonic() < end:
+        while not self.is_over():
             self.read_once(chance)
 
     def read_once(self, chance: random.Random) -> None:
@@ -185,12 +201,14 @@ class Hammer:
 
     async def read_async(self, seed: int) -> None:
         chance = random.Random(seed)
-        end = time.monotonic() + self.seconds
-        while time.monotonic() < end:
-            row = chance.randrange(ROWS)
-            floors = list(self.floors)
-            book = await self._rows().aget(pk=self.keys[row])
-            self._check(self.read_async, floors, {row: book.pages})
+        while not self.is_over():
+            await self.read_once_async(chance)
+
+    async def read_once_async(self, chance: random.Random) -> None:
+        row = chance.randrange(ROWS)
+        floors = list(self.floors)
+        book = await self._rows().aget(pk=self.keys[row])
+        self._check(self.read_once_async, floors, {row: book.pages})
 
 
 class Commuters(Hammer):
@@ -265,6 +283,10 @@ def make_rows(using: str) -> list[int]:
 # --- in a process of its own -------------------------------------------------------------------
 
 
+ENOUGH = 20
+"""Writes of a process that writes, or hits of one that reads."""
+
+
 class Outcome(NamedTuple):
     done: int
     hits: int
@@ -290,8 +312,12 @@ def hammer_in_process(
 
     settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": cache}
     mine = Hammer(*hammer)
-    barrier.wait(60)
+
+    def hits() -> int:
+        return counters.snapshot().get(mine.using, {}).get("tests_book", {}).get("hit", 0)
+
+    mine.is_enough = lambda: mine.done > ENOUGH and (role == "write" or hits() > ENOUGH)
+    barrier.wait(PATIENCE)
     getattr(mine, role)(seed)
-    counts = counters.snapshot().get(mine.using, {}).get("tests_book", {})
-    outcomes.put(Outcome(mine.done, counts.get("hit", 0), mine.stale))
+    outcomes.put(Outcome(mine.done, hits(), mine.stale))
     connections.close_all()

@@ -15,7 +15,7 @@ from ormcache.connection_state import state_of
 from ormcache.routers.namespaces import Route
 from ormcache.stores import Store
 
-SECONDS = 20
+SECONDS = 60
 """After so long, a test that waits for another thread fails."""
 
 

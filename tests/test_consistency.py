@@ -23,7 +23,7 @@ from ormcache import brackets, flights, reads
 from tests.authors import NEW, OLD, Names, rename
 from tests.factories import BookFactory
 from tests.factories import using as factories_using
-from tests.hammering import ROWS, Hammer, hammer_in_process, make_rows
+from tests.hammering import ENOUGH, PATIENCE, ROWS, Hammer, hammer_in_process, make_rows
 from tests.interleaving import (
     SECONDS,
     Background,
@@ -462,10 +462,11 @@ def test_threads_never_read_less_than_what_was_committed_before(
     dawdle(monkeypatch, store_of(using), "read", "fill", "arm", "finish")
     dawdle(monkeypatch, BaseDatabaseWrapper, "_commit")
     hammer = Hammer(using, seconds=2.5)
+    hammer.is_enough = lambda: cached.outcomes.count("hit") > 20 and len(cached.invalidated) > 10
     threads = [Background(hammer.write, seed) for seed in range(3)]
     threads += [Background(hammer.read, seed) for seed in range(4)]
     for thread in threads:
-        thread.result()
+        thread.result(2 * PATIENCE)
     assert hammer.stale == []
     assert cached.outcomes.count("hit") > 20
     assert len(cached.invalidated) > 10
@@ -488,12 +489,12 @@ def test_processes_never_read_less_than_what_was_committed_before(
     ]
     for process in processes:
         process.start()
-    outcomes = [queue.get(timeout=60) for _ in processes]
+    outcomes = [queue.get(timeout=3 * PATIENCE) for _ in processes]
     for process in processes:
         process.join(SECONDS)
     assert [outcome.stale for outcome in outcomes] == [[]] * len(roles)
-    assert all(outcome.done > 10 for outcome in outcomes)
-    assert sum(outcome.hits for outcome in outcomes) > 20
+    assert all(outcome.done > ENOUGH for outcome in outcomes)
+    assert sum(outcome.hits for outcome in outcomes) > 2 * ENOUGH
     assert sum(floors) > 10
 
 
@@ -517,6 +518,7 @@ def test_tasks_never_read_less_than_what_was_committed_before(
     cached: Watch, using: str, separate_tasks: Callable[..., Any]
 ) -> None:
     hammer = Hammer(using, seconds=2)
+    hammer.is_enough = lambda: cached.outcomes.count("hit") > 20
 
     async def everybody() -> None:
         writers = [hammer.write_async(seed) for seed in range(2)]

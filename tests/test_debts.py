@@ -350,7 +350,7 @@ def test_a_hung_redis_holds_up_a_write_for_no_longer_than_the_socket_timeout(
         begun = time.monotonic()
         with pytest.raises(CacheUnreachable):
             rename(using)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 10
     finally:
         own_redis.resume()
     assert names.in_database() == [OLD]

@@ -33,7 +33,7 @@ from ormcache.stores import strict_store
 from ormcache.stores.standard import StandardStore
 from tests.factories import AuthorFactory, BookFactory
 from tests.factories import using as factories_using
-from tests.interleaving import route_of, store_of
+from tests.interleaving import SECONDS, route_of, store_of
 from tests.marks import on_caches, on_databases, on_pairs
 from tests.models import Author, Book
 from tests.watching import Watch, wait_for_quarantine
@@ -373,7 +373,7 @@ def test_the_sign_that_ends_a_vector_costs_a_lease_where_it_is_part_of_one(
     store.arm(space, intent, ["tests_author"])
     assert store.read(space, "e" * 40, ["tests_author"]).reason is Reason.BUSY
     store.finish(space, intent, ["tests_author"])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while store.read(space, "e" * 40, ["tests_author"]).vector is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)

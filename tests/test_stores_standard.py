@@ -19,7 +19,7 @@ from ormcache.reasons import Reason
 from ormcache.stores import is_store_access, store_for
 from ormcache.stores.base import Store
 from ormcache.stores.standard import StandardStore
-from tests.interleaving import Background, pause_before, route_of
+from tests.interleaving import SECONDS, Background, pause_before, route_of
 from tests.marks import needs, on_caches, on_databases, scenario
 from tests.models import Author
 from tests.servers import MemcachedServer
@@ -128,8 +128,12 @@ def test_an_entry_may_have_no_end_or_less_than_a_second(store: Store) -> None:
     for timeout in (None, 0.01):
         vector = store.read(SPACE, "entry", TABLES).vector
         assert vector is not None
+        deadline = time.monotonic() + SECONDS
         store.fill(SPACE, "entry", vector, b"answer", timeout)
-        assert store.read(SPACE, "entry", TABLES).entry == b"answer"
+        # On a busy machine it may be over before it is looked for.
+        while store.read(SPACE, "entry", TABLES).entry != b"answer":
+            assert time.monotonic() < deadline
+            store.fill(SPACE, "entry", vector, b"answer", timeout)
 
 
 @on_caches("locmem")
@@ -226,7 +230,7 @@ def test_memcached_restarted_has_forgotten_entries_and_registers(settings: Any) 
             store.arm(SPACE, "1", ["a"])
         server.start()
         # pymemcache leaves a server that failed alone for a second and says that it is empty.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SECONDS
         while (lookup := store.read(SPACE, "entry", TABLES)).vector is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -336,7 +340,7 @@ def test_damaged_registers_are_busy_for_a_lease_and_then_as_good_as_new(
     for table, value in DAMAGED.items():
         caches[cache].set(f"ormcache:{SPACE}:r:{table}", value)
     assert store.read(SPACE, "entry", tables).reason is Reason.BUSY
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while (lookup := store.read(SPACE, "entry", tables)).vector is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -358,7 +362,7 @@ def test_bytes_in_place_of_a_register_cost_a_lease(
     # Writes are announced all the same.
     store.arm(SPACE, "1", ["a"])
     store.finish(SPACE, "1", ["a"])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while (lookup := store.read(SPACE, "entry", TABLES)).vector is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -31,7 +31,7 @@ from ormcache.connection_state import in_transaction, state_of
 from tests.aliases import alias_of, changed
 from tests.factories import AuthorFactory
 from tests.factories import using as factories_using
-from tests.hammering import Commuters, Hammer
+from tests.hammering import PATIENCE, Commuters, Hammer, rest
 from tests.interleaving import SECONDS, Background, switched_to
 from tests.marks import on_pairs, scenario
 from tests.models import Author
@@ -829,16 +829,17 @@ def test_a_write_that_the_pooler_kept_waiting_in_vain_leaves_its_intent_to_its_l
 # --- many at once ------------------------------------------------------------------------------
 
 
-def hammer(seconds: float, meanwhile: Callable[[], Any]) -> Commuters:
+def hammer(seconds: float, watch: Watch, meanwhile: Callable[[], Any]) -> Commuters:
     """Three writers and five readers, who do not get through; `meanwhile` happens often."""
     commuters = Commuters(USING, seconds)
+    commuters.is_enough = lambda: watch.outcomes.count("hit") > 50
     threads = [Background(commuters.write, seed) for seed in range(3)]
     threads += [Background(commuters.read, seed) for seed in range(5)]
     while any(thread.is_alive() for thread in threads):
         time.sleep(0.3)
         meanwhile()
     for thread in threads:
-        thread.result()
+        thread.result(2 * PATIENCE)
     return commuters
 
 
@@ -896,7 +897,7 @@ def test_threads_whose_sessions_change_never_read_less_than_what_was_committed_b
     cached: Watch, server: Server, way: Any
 ) -> None:
     with way(4):
-        found = hammer(3, server.sessions)
+        found = hammer(3, cached, server.sessions)
     assert found.stale == []
     assert found.broken == []
     assert cached.outcomes.count("hit") > 50
@@ -909,7 +910,7 @@ def test_threads_whose_sessions_are_killed_never_read_less_than_what_was_committ
     cached: Watch, server: Server, way: Any
 ) -> None:
     with way(4):
-        found = hammer(4, lambda: server.kill(*server.sessions()[:2]))
+        found = hammer(4, cached, lambda: server.kill(*server.sessions()[:2]))
     assert found.stale == []
     assert found.broken
     assert cached.outcomes.count("hit") > 20
@@ -925,7 +926,7 @@ def test_threads_whose_pooler_is_killed_never_read_less_than_what_was_committed_
             bouncer.kill()
             bouncer.start()
 
-        found = hammer(4, restart)
+        found = hammer(4, cached, restart)
     assert found.stale == []
     assert found.broken
     assert cached.outcomes.count("hit") > 20
@@ -936,7 +937,7 @@ def test_threads_that_keep_their_connections_never_read_less_than_what_was_commi
     cached: Watch, server: Server
 ) -> None:
     with changed(USING, CONN_MAX_AGE=0.2, CONN_HEALTH_CHECKS=True):
-        found = hammer(3, lambda: server.kill(*server.sessions()[:1]))
+        found = hammer(3, cached, lambda: server.kill(*server.sessions()[:1]))
     assert found.stale == []
     assert cached.outcomes.count("hit") > 20
 
@@ -948,28 +949,33 @@ def test_tasks_whose_sessions_change_never_read_less_than_what_was_committed_bef
     cached: Watch, server: Server, way: Any
 ) -> None:
     """As ASGI servers run requests: each has a thread of its own, and gives its session back."""
-    begin = time.monotonic()
+    tasks = Hammer(USING, seconds=3)
+    tasks.is_enough = lambda: cached.outcomes.count("hit") > 50
 
-    def is_over() -> bool:
-        # On a busy machine it takes longer to see anything.
-        passed = time.monotonic() - begin
-        return passed > 60 or (passed > 3 and cached.outcomes.count("hit") > 50)
+    async def read(chance: random.Random, seed: int) -> None:
+        # Longer requests would keep the others waiting for a session, until they are over.
+        for _ in range(10):
+            await tasks.read_once_async(chance)
 
-    async def request(work: Any, seed: int) -> None:
-        while not is_over():
+    async def write(chance: random.Random, seed: int) -> None:
+        begin = time.monotonic()
+        await sync_to_async(tasks.write_once)(chance, seed)
+        await asyncio.sleep(rest(chance, begin))
+
+    async def requests(work: Any, seed: int) -> None:
+        chance = random.Random(seed)
+        while not tasks.is_over():
             async with ThreadSensitiveContext():
-                await work(seed)
+                await work(chance, seed)
                 await sync_to_async(put_back)()
 
     async def everybody() -> None:
         await asyncio.gather(
-            *(request(tasks.write_async, seed) for seed in range(2)),
-            *(request(tasks.read_async, seed) for seed in range(4)),
+            *(requests(write, seed) for seed in range(2)),
+            *(requests(read, seed) for seed in range(4)),
         )
 
     with way(3):
-        # Longer requests would keep the others waiting for a session, until they are over.
-        tasks = Hammer(USING, seconds=0.1)
         asyncio.run(everybody())
     assert tasks.stale == []
     assert cached.outcomes.count("hit") > 50

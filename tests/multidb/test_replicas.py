@@ -20,7 +20,7 @@ from ormcache.routers import positions
 from ormcache.routers.groups import primaries, primary_of, replicas_of
 from ormcache.routers.positions import Position
 from tests.aliases import alias_of, changed
-from tests.interleaving import record_calls, route_of, store_of
+from tests.interleaving import SECONDS, record_calls, route_of, store_of
 from tests.marks import on_databases, on_pairs, on_replicated, scenario
 from tests.models import Author, Tag
 from tests.multidb.conftest import PRIMARY, REPLICA, Pair
@@ -582,7 +582,7 @@ def test_a_log_that_ends_with_a_page_does_not_make_the_replica_late(
     pair.primary.ask("SELECT pg_switch_wal()")
     position = pair.primary.ask("SELECT pg_current_wal_insert_lsn()")
     assert int(position.partition("/")[2], 16) % (1 << 24) == positions._SEGMENT_HEADER
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while stored(group)[-1:] != [None]:
         assert time.monotonic() < deadline
         names(REPLICA)()
