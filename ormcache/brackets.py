@@ -25,6 +25,7 @@ from ormcache.connection_state import (
     is_executing,
     is_open,
     is_pipelined,
+    state_of,
 )
 from ormcache.exceptions import CacheError, CacheTimeout, CacheUnreachable, NoFence
 from ormcache.leases import keeper
@@ -412,8 +413,12 @@ def _bracket(route: Route, tables: Iterable[str], is_transaction: bool = False) 
     return Bracket(route.alias, route, names, current().LEASE, is_transaction=is_transaction)
 
 
-def may_expect(connection: Any, state: ConnectionState) -> bool:
+def may_expect(connection: Any) -> bool:
     """Whether :func:`expecting` may be called, and would gain anything."""
+    if connection.in_atomic_block:
+        # As most are, and so without asking for more.
+        return False
+    state = state_of(connection)
     return (
         state.expected is None
         and not in_transaction(connection, state)
@@ -421,14 +426,20 @@ def may_expect(connection: Any, state: ConnectionState) -> bool:
     )
 
 
-def expecting(
-    connection: Any, state: ConnectionState, tables: Iterable[str], work: Callable[[], _T]
-) -> _T:
-    """Run ``work``, which prepares and executes a statement that writes ``tables``.
+def expecting(connection: Any, names: frozenset[str], own: str, work: Callable[[], _T]) -> _T:
+    """Run ``work``, which prepares and executes a statement that writes the tables ``names``.
 
     In autocommit the announcement is on its way while Django compiles the statement; without
     this, the statement would wait for a round trip to the cache. Ask :func:`may_expect` first.
+
+    Args:
+        connection: which the statement will be executed on.
+        names: the tables that it writes.
+        own: that of them which it names without a schema.
+        work: what is run.
     """
+    state = state_of(connection)
+    tables = state.will_write(connection, names, own)
     bracket = _bracket(state.route(connection, current()), tables)
     if not bracket.start():
         return work()

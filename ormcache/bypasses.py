@@ -78,21 +78,26 @@ class _Feeding(threading.local):
     depth = 0
 
 
-_feeding = _Feeding()
+feeds = _Feeding()
+"""How deep this thread is inside of functions of Django whose reads decide what they write."""
 
 
-def feeding(original: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
-    """Run a function of Django whose reads decide what it writes: they ask the database."""
-    _feeding.depth += 1
-    try:
-        return original(*args, **kwargs)
-    finally:
-        _feeding.depth -= 1
+def feeding(original: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Of such a function, one whose reads ask the database."""
+
+    def fed(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        feeds.depth += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            feeds.depth -= 1
+
+    return fed
 
 
 def why_bypassed() -> Reason | None:
     """Why reads in this place go to the database, or None."""
-    if _feeding.depth:
+    if feeds.depth:
         return Reason.FEEDS_WRITE
     if _disabled.get() > 0:
         return Reason.DISABLED

@@ -13,7 +13,7 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.template import Context, Engine
 from django.test.utils import CaptureQueriesContext
 
-from ormcache import patches, writes
+from ormcache import driver_methods, patches
 from tests import factories
 from tests.factories import AuthorFactory, BookFactory, TagFactory
 from tests.marks import on_databases
@@ -98,7 +98,7 @@ def test_what_a_debug_cursor_does_itself_is_hooked_as_well(using: str) -> None:
     """It hides what CursorWrapper.__getattr__ would give."""
     connection = connections[using]
     with CaptureQueriesContext(connection), connection.cursor() as cursor:
-        own = writes.DRIVER_METHODS & set(dir(type(cursor)))
+        own = driver_methods.DRIVER_METHODS & set(dir(type(cursor)))
         assert own == ({"copy"} if using == "postgresql" else set())
         assert all(hasattr(getattr(cursor, name), "__wrapped__") for name in own)
 

@@ -790,5 +790,5 @@ def test_asynchronous_reads(cached: Watch, using: str, bookshop: None) -> None:
 @pytest.fixture(autouse=True)
 def no_leftovers() -> Iterator[None]:
     yield
-    assert ormcache.bypasses._feeding.depth == 0
+    assert ormcache.bypasses.feeds.depth == 0
     assert ormcache.bypasses._disabled.get() == 0

@@ -334,7 +334,7 @@ def test_reads_that_feed_a_write_go_to_the_database(cached: Watch, using: str) -
         write()
         outcomes = set(cached.outcomes[before:])
         assert outcomes <= {Reason.FEEDS_WRITE, Reason.SELECT_FOR_UPDATE}, (name, outcomes)
-    assert bypasses._feeding.depth == 0
+    assert bypasses.feeds.depth == 0
     assert str(Reason.FEEDS_WRITE) in cached.outcomes
 
 

@@ -30,15 +30,12 @@ from django.db import (
     models,
     transaction,
 )
-from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.db.migrations.state import ProjectState
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Coalesce, Concat
 from django.test.utils import CaptureQueriesContext, isolate_apps, override_settings
 
 import ormcache
-from ormcache.sql import Kind
-from ormcache.writes import effect_of
 from tests import factories
 from tests.factories import (
     AuthorFactory,
@@ -1660,47 +1657,7 @@ def assert_true(question: Question) -> None:
         assert answer == question()
 
 
-# --- drivers that have more methods than others --------------------------------------------
-
-
-class Psycopg2Cursor:
-    """As much of psycopg2 as writes past ``execute``."""
-
-    def __init__(self, cursor: Any) -> None:
-        self._cursor = cursor
-
-    def copy_from(self, file: Any, table: str, columns: Any = None) -> None:
-        for line in file:
-            self._cursor.execute(f"INSERT INTO {table} (name) VALUES (?)", [line.strip()])
-
-    def copy_expert(self, sql: str, file: Any) -> None:
-        self.copy_from(file, "tests_tag")
-
-
-_COPY = "COPY tests_tag FROM STDIN"
-
-
-@pytest.mark.parametrize("wrapper", [CursorWrapper, CursorDebugWrapper])
-@pytest.mark.parametrize(
-    "copy",
-    [
-        lambda cursor: cursor.copy_from(io.StringIO("new\n"), "tests_tag", columns=["name"]),
-        lambda cursor: cursor.copy_expert(_COPY, io.StringIO("new\n")),
-        lambda cursor: cursor.copy_from(table="tests_tag", file=io.StringIO("new\n")),
-        lambda cursor: cursor.copy_expert(file=io.StringIO("new\n"), sql=_COPY),
-    ],
-    ids=["copy_from", "copy_expert", "copy_from by name", "copy_expert by name"],
-)
-@on_databases(SQLITE, transaction=True)
-def test_copies_of_psycopg2_are_seen(
-    cached: Watch, using: str, copy: Callable[[Any], None], wrapper: type[CursorWrapper]
-) -> None:
-    tags = rows(Tag, using)
-    cached.warm(tags)
-    connection = connections[using]
-    with contextlib.closing(connection.connection.cursor()) as cursor:
-        copy(wrapper(Psycopg2Cursor(cursor), connection))
-    assert len(cached.warm(tags)) == 1
+# --- cursors that log ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1729,26 +1686,6 @@ def test_what_a_driver_writes_is_seen_on_a_cursor_that_logs(
     else:
         with CaptureQueriesContext(connections[using]):
             check(cached, using, tell)
-
-
-@on_databases(SQLITE, transaction=True)
-def test_a_cursor_that_logs_fetches_the_rows_that_end_a_statement(
-    cached: Watch, using: str
-) -> None:
-    AuthorFactory()
-    authors = rows(Author, using)
-    cached.warm(authors)
-    for fetch in ("fetchone", "fetchmany", "fetchall"):
-        with CaptureQueriesContext(connections[using]), connections[using].cursor() as cursor:
-            cursor.execute(f"UPDATE tests_author SET name = '{fetch}' RETURNING name")
-            getattr(cursor, fetch)()
-        assert cached.warm(authors)[0][1] == fetch
-
-
-def test_a_method_that_a_driver_does_not_have_is_not_made_up() -> None:
-    cursor = CursorWrapper(object(), connections[SQLITE])
-    with pytest.raises(AttributeError):
-        cursor.copy  # noqa: B018
 
 
 # --- the schema ----------------------------------------------------------------------------
@@ -2164,16 +2101,3 @@ def check(cached: Watch, using: str, tell: Story) -> None:
 @pytest.mark.parametrize(("using", "tell"), _stories)
 def test_what_was_written_is_read(cached: Watch, using: str, tell: Story) -> None:
     check(cached, using, tell)
-
-
-def test_a_declared_procedure_that_may_alter_the_session_writes_what_is_declared() -> None:
-    with told(WRITES={"tests_rename": ["tests_tag"]}):
-        effect = effect_of("CALL tests_rename('pg_settings')", "postgresql")
-    assert effect.kind == Kind.WRITE | Kind.SESSION
-    assert effect.tables == {"tests_rename", "tests_tag"}
-
-
-def test_a_process_that_only_writes_knows_the_tables_of_no_model_that_others_read() -> None:
-    with told(DEPENDS_ON={"tests_view": ["tests_never_read_here"]}):
-        effect = effect_of("INSERT tests_never_read_here SET id = 1", "mysql")
-    assert effect.tables == {"tests_never_read_here"}
