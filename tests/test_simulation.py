@@ -38,6 +38,11 @@ SEARCHED = (*range(1_000), *RARE, *range(1_000, PATIENCE))
 """In this order; most is found at once."""
 
 
+def searching(test: Any) -> Any:
+    """Marks a test of many schedules. Half as many a second are run where coverage is measured."""
+    return pytest.mark.slow(pytest.mark.no_cover(test))
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     with World().installed() as world:
@@ -53,7 +58,7 @@ def failures(world: World, seeds: range) -> list[tuple[int, str]]:
 # --- answers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@searching
 @pytest.mark.parametrize("first", range(0, SCHEDULES, BLOCK))
 def test_no_schedule_leads_to_a_wrong_answer(world: World, first: int) -> None:
     assert failures(world, range(first, first + BLOCK)) == []
@@ -63,7 +68,7 @@ def test_no_schedule_of_a_thousand_others_does(world: World) -> None:
     assert failures(world, range(SCHEDULES, SCHEDULES + 1_000)) == []
 
 
-@pytest.mark.slow
+@searching
 @pytest.mark.parametrize("first", range(0, OTHERS, BLOCK))
 def test_with_the_policy_open_a_process_misses_no_write_of_its_own(first: int) -> None:
     """Nor any write that could be announced; when all have reached the cache, nobody does."""
@@ -71,7 +76,7 @@ def test_with_the_policy_open_a_process_misses_no_write_of_its_own(first: int) -
         assert failures(world, range(first, first + BLOCK)) == []
 
 
-@pytest.mark.slow
+@searching
 @pytest.mark.parametrize("first", range(0, OTHERS, BLOCK))
 def test_with_the_policy_fence_every_write_is_heard_of_in_time(first: int) -> None:
     """At once by those whom the cache tells, and by its own process; by others after `FENCE`."""
@@ -85,21 +90,21 @@ def has_wrong_answer(world: World) -> bool:
     )
 
 
-@pytest.mark.slow
+@searching
 @pytest.mark.parametrize("name", MUTANTS)
 def test_without_one_device_there_are_wrong_answers(name: str) -> None:
     with MUTANTS[name](), World().installed() as world:
         assert has_wrong_answer(world)
 
 
-@pytest.mark.slow
+@searching
 @pytest.mark.parametrize("name", OPEN_MUTANTS)
 def test_without_what_the_policy_open_needs_there_are_wrong_answers(name: str) -> None:
     with OPEN_MUTANTS[name](), World("open").installed() as world:
         assert has_wrong_answer(world)
 
 
-@pytest.mark.slow
+@searching
 @pytest.mark.parametrize("name", FENCE_MUTANTS)
 def test_without_what_the_policy_fence_needs_there_are_wrong_answers(name: str) -> None:
     with FENCE_MUTANTS[name](), World("fence").installed() as world:
@@ -181,7 +186,7 @@ HAPPENINGS = (
 )
 
 
-@pytest.mark.slow
+@searching
 def test_everything_happens_that_can(world: World) -> None:
     happened: Counter[str] = Counter()
     for seed in range(1_500):
