@@ -77,13 +77,7 @@ def execute_sql(
         return iter([]) if result_type == MULTI else None
     run = functools.partial(_run, original, compiler, plan, result_type, chunk_size)
     if lookup.vector is None:
-        answer = run()
-        if lookup.reason is Reason.OVERDUE:
-            overdue.settle(connection, route, plan.registers)
-        elif lookup.reason is Reason.BUSY and unseen.held:
-            unseen.sweep()
-        _report(compiler, "skip", lookup.reason, plan)
-        return answer
+        return _unstored(compiler, plan, lookup, route, run)
     is_single = result_type == SINGLE
     read = Read(
         *(connection, state, route, settings, path, plan, lookup.vector, is_single),
@@ -91,18 +85,45 @@ def execute_sql(
         width=compiler.col_count if is_single or compiler.has_extra_select else None,
         order=functools.partial(order_of, compiler),
     )
-    if result is not None and not route.is_shadow:
-        _report(compiler, "hit", None, plan)
-        return _given(verification.verified(read, result), result_type, chunk_size)
-    if result is None and _may_share(read):
+    if result is not None:
+        return _compared(compiler, read, result, run, result_type, chunk_size)
+    if _may_share(read):
         return _shared(compiler, read, run, result_type, chunk_size)
     answer, reason = read.from_database(run)
+    reason = reason or _store(read, functools.partial(_taken, answer, result_type))
+    _report(compiler, "miss", reason, plan)
+    return answer
+
+
+def _unstored(
+    compiler: Any, plan: Plan, lookup: Lookup, route: Route, run: Callable[[], Any]
+) -> Any:
+    """Answer a query of which the cache does not say under what its answer could be stored."""
+    answer = run()
+    if lookup.reason is Reason.OVERDUE:
+        overdue.settle(compiler.connection, route, plan.registers)
+    elif lookup.reason is Reason.BUSY and unseen.held:
+        unseen.sweep()
+    _report(compiler, "skip", lookup.reason, plan)
+    return answer
+
+
+def _compared(
+    compiler: Any,
+    read: Read,
+    result: codec.Result,
+    run: Callable[[], Any],
+    result_type: str,
+    chunk_size: int,
+) -> Any:
+    """Answer a query of which the cache has the answer, and compare that with the database's."""
+    if not read.route.is_shadow:
+        _report(compiler, "hit", None, read.plan)
+        return _given(verification.verified(read, result), result_type, chunk_size)
+    answer, reason = read.from_database(run)
+    _report(compiler, "shadow hit", None, read.plan)
     taken = functools.partial(_taken, answer, result_type)
-    if result is not None:
-        _report(compiler, "shadow hit", None, plan)
-        verification.shadow(read, result, taken, reason)
-    else:
-        _report(compiler, "miss", reason or _store(read, taken), plan)
+    verification.shadow(read, result, taken, reason)
     return answer
 
 

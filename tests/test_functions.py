@@ -154,6 +154,8 @@ def lookups_of(field: Any, using: str) -> Iterator[str]:
             yield f"{name}__exact"
 
 
+# Thousands of queries, in which coverage would see nothing that it does not see elsewhere.
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore:DateTimeField:RuntimeWarning")
 @on_databases()
 @pytest.mark.parametrize("model", ["tests.EveryField", "tests_postgres.PostgresFields"])

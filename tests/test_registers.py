@@ -29,6 +29,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_order_of_events_makes_a_hit_wrong(name: str) -> None:
     found = search(SETTINGS[name])
@@ -37,6 +38,7 @@ def test_no_order_of_events_makes_a_hit_wrong(name: str) -> None:
     assert found.states > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_without_one_of_its_devices_the_protocol_is_wrong(flaw: str) -> None:
     repeats = flaw == "a repeated command brings its nonce again"
@@ -45,6 +47,7 @@ def test_without_one_of_its_devices_the_protocol_is_wrong(flaw: str) -> None:
     assert "hits an old answer" in found.trace[-1]
 
 
+@pytest.mark.slow
 def test_quarantine_is_what_makes_deletion_by_an_outsider_safe() -> None:
     """Without losses of any other kind, DEL in the middle of a commit would be enough."""
     setting = Setting(losses=False, crashes=False, outsider="delete")

@@ -44,5 +44,6 @@ beginning and its end, with what its own transaction has written; see `actors.Se
 
     python -m tests.simulation --seed 42           # one schedule, told step by step
     python -m tests.simulation --policy fence      # with another policy than "raise"
+    python -m tests.simulation --find              # where each mutant is found, for found.json
     python -m tests.simulation --schedules 5000000 --processes 2
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import json
 import os
 import sys
 import time
@@ -35,6 +36,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="in so many processes")
     parser.add_argument("--mutant", metavar="NAME", help="take this device away; '?' lists them")
     parser.add_argument(
+        "--find",
+        action="store_true",
+        help="look for the first schedule in which each mutant is found, and remember it",
+    )
+    parser.add_argument(
         "--policy", choices=["raise", "fence", "open"], default="raise", help="ON_CACHE_FAILURE"
     )
     options = parser.parse_args()
@@ -42,6 +48,8 @@ def main() -> int:
     if options.mutant is not None and options.mutant not in _mutants():
         print(*_mutants(), sep="\n")
         return 2
+    if options.find:
+        return _find(options.first, options.schedules, options.processes)
     kind = Kind(options.policy, options.mutant)
     if options.seed is not None:
         return _tell(options.seed, kind)
@@ -77,6 +85,38 @@ def _tell(seed: int, kind: Kind) -> int:
     print()
     print(*(outcome.violations or ["Every answer was right."]), sep="\n")
     return bool(outcome.violations)
+
+
+def _find(first: int, count: int, processes: int) -> int:
+    from tests.simulation.mutants import FENCE_MUTANTS, FOUND, MUTANTS, OPEN_MUTANTS, found
+
+    kinds = [Kind("raise", name) for name in MUTANTS]
+    kinds += [Kind("open", name) for name in OPEN_MUTANTS]
+    kinds += [Kind("fence", name) for name in FENCE_MUTANTS]
+    schedules, failed = {}, False
+    with concurrent.futures.ProcessPoolExecutor(processes, initializer=_set_up) as pool:
+        waiting = {
+            pool.submit(_first_wrong, kind, found().get(str(kind.mutant)), first, count): kind
+            for kind in kinds
+        }
+        for search in concurrent.futures.as_completed(waiting):
+            kind, seed = waiting[search], search.result()
+            print(f"{kind.mutant}: {seed}", flush=True)
+            if seed is None:
+                failed = True
+            else:
+                schedules[kind.mutant] = seed
+    FOUND.write_text(json.dumps(schedules, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+def _first_wrong(kind: Kind, hint: int | None, first: int, count: int) -> int | None:
+    """A schedule in which the mutant gives a wrong answer: the hint, if it is still one."""
+    with _world(kind) as world:
+        for seed in (*([] if hint is None else [hint]), *range(first, first + count)):
+            if any("answered by" in violation for violation in world.run(seed).violations):
+                return seed
+    return None
 
 
 def _block(first: int, count: int, kind: Kind) -> tuple[int, int, list[tuple[int, str]]]:

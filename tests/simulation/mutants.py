@@ -7,8 +7,10 @@ made here, by patches and by other texts of the scripts: nothing that is shipped
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,6 +34,17 @@ from ormcache.stores import redis as redis_store
 from tests.simulation.database import END_OF_SNAPSHOT
 
 Mutant = Callable[[], AbstractContextManager[object]]
+
+FOUND = Path(__file__).with_name("found.json")
+
+
+def found() -> dict[str, int]:
+    """By mutant, a schedule in which it gave a wrong answer: a hint where to look first.
+
+    `python -m tests.simulation --find` writes it. What a schedule does changes with the client.
+    """
+    schedules: dict[str, int] = json.loads(FOUND.read_text(encoding="utf-8"))
+    return schedules
 
 
 def _scripts(old: str, new: str, *names: str) -> Mutant:
