@@ -18,13 +18,13 @@ from tests.marks import needs
 PROJECT = Path(__file__).parents[1] / "tenants_project"
 FILES = [path.name for path in sorted(PROJECT.glob("test_*.py"))]
 VARIANTS = ("plain", "limit", "pool")
-# Of the other variants, which need not be repeated for each Django, the rest is for the long run.
+# Repeated for each Django, and in each variant; with the others, variants are for the long run.
 BRIEF = "test_schemas.py"
 
 
 def cases() -> Iterator[Any]:
     for file, variant in itertools.product(FILES, VARIANTS):
-        is_slow = variant != "plain" or file == "test_walks.py"
+        is_slow = variant != "plain" or file != BRIEF
         is_long = variant != "plain" and file != BRIEF
         marks = [pytest.mark.slow] * is_slow + [pytest.mark.long] * is_long
         yield pytest.param(file, variant, marks=marks)
