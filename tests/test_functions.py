@@ -155,7 +155,7 @@ def lookups_of(field: Any, using: str) -> Iterator[str]:
 
 
 # Thousands of queries, in which coverage would see nothing that it does not see elsewhere.
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.filterwarnings("ignore:DateTimeField:RuntimeWarning")
 @on_databases()
 @pytest.mark.parametrize("model", ["tests.EveryField", "tests_postgres.PostgresFields"])
