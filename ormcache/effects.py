@@ -191,7 +191,7 @@ def _passed_on(statement: sql.Statement, settings: Settings) -> Mapping[str, Ite
 
 
 def write_to(name: str) -> Effect:
-    """Of something that writes one table."""
+    """What writing the table ``name`` does, without a statement that says so."""
     return Effect(Kind.WRITE, frozenset(relations.written_with({name}, current().WRITES)))
 
 

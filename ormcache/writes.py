@@ -56,7 +56,7 @@ def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs:
             return original(wrapper, *args, **kwargs)
         text = args[0] if args else given(0, args, kwargs, "sql")
         effect = effect_of(text, connection.vendor, wrapper.cursor)
-        if _goes_on(connection, effect):
+        if _note_only(connection, effect):
             return original(wrapper, *args, **kwargs)
         if effect.search_path:
             effect = _with_parameters(effect, given(1, args, kwargs, "params", "param_list"))
@@ -71,8 +71,8 @@ def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs:
         raise
 
 
-def _goes_on(connection: Any, effect: Effect) -> bool:
-    """Whether nothing is left to be done for a statement, as for most of a transaction."""
+def _note_only(connection: Any, effect: Effect) -> bool:
+    """Note what a statement writes in an atomic() block; return whether there is no more to do."""
     if connection.vendor == "sqlite":
         return False
     if effect is NOTHING:

@@ -17,7 +17,7 @@ from tests.tenants_project.shop.models import Author
 from tests.tenants_project.world import outside
 from tests.watching import Watch, wait_for_quarantine
 
-WALKS = int(os.environ.get("ORMCACHE_TEST_WALKS", "8"))
+WALKS = int(os.environ.get("ORMCACHE_TEST_WALKS", "25"))
 SCHEMAS = ("public", "alpha", "beta", "delta")
 
 
