@@ -62,7 +62,7 @@ class ConnectionState:
         """Why this transaction reads from the database until it ends."""
         self.expected: Any = None
         """A bracket announced ahead of its statement, see :func:`ormcache.brackets.expecting`."""
-        self.afterwards: Callable[[], None] | None = None
+        self.afterwards: Callable[[], object] | None = None
         """What is left to be done when the connection is in autocommit again. Raises nothing."""
         self.unseen: list[Any] = []
         """Brackets of what was written in a transaction that the driver began, see

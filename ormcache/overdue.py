@@ -37,7 +37,7 @@ _breakers: dict[str, Breaker] = {}
 """Of the databases that are asked, by alias."""
 
 
-def settle(connection: Any, route: Route, registers: Sequence[str]) -> None:
+def settle(connection: Any, route: Route, registers: Sequence[str]) -> bool:
     """Find out whether overdue commits are over, and tell the cache. Raises nothing.
 
     In a transaction that is left until its end: it would get an id, and be one of those that are
@@ -47,29 +47,31 @@ def settle(connection: Any, route: Route, registers: Sequence[str]) -> None:
         connection: that of a read, which the cache could not answer for this reason.
         route: that of the read.
         registers: of the read.
+
+    Returns whether the cache has been told what the database says, and may answer now.
     """
     if route.lags_behind is not None:
         connection = connections[route.lags_behind]
     state = state_of(connection)
     if connection.vendor != "postgresql":
-        return
+        return False
     if in_transaction(connection, state):
         if state.afterwards is None:
             state.afterwards = lambda: _settle(connection, state, route, registers)
-        return
-    _settle(connection, state, route, registers)
+        return False
+    return _settle(connection, state, route, registers)
 
 
 def _settle(
     connection: Any, state: ConnectionState, route: Route, registers: Sequence[str]
-) -> None:
+) -> bool:
     now = time.monotonic()
     store = route.store
     if store is None or now - _tried.get(route.namespace, -_PAUSE) < _PAUSE:
-        return
+        return False
     breaker = _breakers.setdefault(connection.alias, Breaker())
     if not (is_undisturbed(connection, state) and breaker.allows() and route.breaker.allows()):
-        return
+        return False
     _tried[route.namespace] = now
     try:
         # Before the database is asked: this may take long, and intents become overdue meanwhile.
@@ -80,8 +82,9 @@ def _settle(
             store.settle(route.namespace, tables, moment, *ids)
     except CacheError:
         route.breaker.failed()
-    else:
-        route.breaker.succeeded()
+        return False
+    route.breaker.succeeded()
+    return ids is not None
 
 
 def _ask(connection: Any, state: ConnectionState, breaker: Breaker) -> tuple[int, int] | None:

@@ -100,9 +100,7 @@ def _unstored(
 ) -> Any:
     """Answer a query of which the cache does not say under what its answer could be stored."""
     answer = run()
-    if lookup.reason is Reason.OVERDUE:
-        overdue.settle(compiler.connection, route, plan.registers)
-    elif lookup.reason is Reason.BUSY and unseen.held:
+    if lookup.reason is Reason.BUSY and unseen.held:
         unseen.sweep()
     _report(compiler, "skip", lookup.reason, plan)
     return answer
@@ -205,21 +203,25 @@ def _ask(
     Raises EmptyResultSet for a query that cannot have rows.
     """
     template = plan.template
-    if template is not None and template.missed:
+    is_ahead = template is not None and template.missed
+    if is_ahead:
         # Likely to miss again: compile it while the cache answers.
         wait = start_look_up(route, plan)
         try:
             plan = complete(compiler, plan, settings)
         finally:
             lookup = wait()
-        result = _decoded(lookup, plan, route, compiler)
     else:
         lookup = look_up(route, plan)
-        result = _decoded(lookup, plan, route, compiler)
-        if result is None:
-            plan = complete(compiler, plan, settings)
-        elif template is not None:
-            template.restore(compiler)
+    if lookup.reason is Reason.OVERDUE and overdue.settle(
+        compiler.connection, route, plan.registers
+    ):
+        lookup = look_up(route, plan)
+    result = _decoded(lookup, plan, route, compiler)
+    if result is None:
+        plan = complete(compiler, plan, settings)
+    elif template is not None and not is_ahead:
+        template.restore(compiler)
     if template is not None:
         template.missed = result is None
     return lookup, plan, result
