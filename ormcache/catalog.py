@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+from ormcache import functions, sql
 from ormcache import tables as table_names
 from ormcache.conf import Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction
@@ -27,12 +28,12 @@ from ormcache.reasons import Reason
 from ormcache.routers import schemas, tenancy
 from ormcache.routers.namespaces import Route
 from ormcache.snapshots import is_undisturbed
-from ormcache.sql import fold
 from ormcache.stores import EVERYTHING, Breaker
 
 _RELATIVES_LIMIT = 100
 
-# Rows of (kind, name, parent). Relations of one name in several schemas are taken for one.
+# Rows of (kind, name, parent or expression). Relations of one name in several schemas are taken
+# for one.
 _POSTGRESQL = """
     SELECT CASE c.relkind
                WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' ELSE 'foreign table'
@@ -58,6 +59,10 @@ _MYSQL = """
     WHERE table_schema = DATABASE()
       AND (table_type LIKE '%VIEW%'
            OR engine IN ('MRG_MyISAM', 'FEDERATED', 'CONNECT', 'SPIDER', 'S3'))
+    UNION ALL
+    SELECT 'virtual column', table_name, generation_expression
+    FROM information_schema.columns
+    WHERE table_schema = DATABASE() AND extra LIKE '%VIRTUAL%'
 """
 _SQLITE = """
     SELECT CASE type WHEN 'view' THEN 'view' ELSE 'virtual table' END, name, NULL
@@ -76,9 +81,12 @@ class Catalog:
     row_security: frozenset[str]
     relatives: Mapping[str, frozenset[str]]
     """For each table with children, and each child: all above and below it."""
+    virtual: Mapping[str, tuple[sql.Read, ...]]
+    """For each table with columns that are worked out when they are read: how. MariaDB lets them
+    call NOW()."""
 
 
-_NOTHING = Catalog({}, frozenset(), {})
+_NOTHING = Catalog({}, frozenset(), {}, {})
 _known: dict[str, tuple[str, Catalog]] = {}
 """By namespace: the register of everything under which the catalog was read, and the catalog."""
 _breakers: dict[str, Breaker] = {}
@@ -172,6 +180,13 @@ def judge(
     views = (suspects | relatives) & catalog.views.keys()
     if views:
         return Reason.VIEW, ", ".join(sorted(f"{catalog.views[name]} {name}" for name in views))
+    for name in tables:
+        for read in catalog.virtual.get(name, ()):
+            reason, cause = functions.judge(
+                read.functions, read.literals, "mysql", settings.DEPENDS_ON
+            )
+            if reason is not None:
+                return reason, f"{cause} in a column of {name}"
     return None, ""
 
 
@@ -329,16 +344,20 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
     views: dict[str, str] = {}
     row_security: set[str] = set()
     parents: dict[str, set[str]] = defaultdict(set)
-    for kind, name, parent in rows:
+    virtual: dict[str, tuple[sql.Read, ...]] = {}
+    for kind, name, more in rows:
+        table = sql.fold(name)
         if kind == "row security":
-            row_security.add(fold(name))
+            row_security.add(table)
         elif kind == "child":
-            parents[fold(name)].add(fold(parent))
+            parents[table].add(sql.fold(more))
+        elif kind == "virtual column":
+            virtual[table] = (*virtual.get(table, ()), sql.analyse_read(more, "mysql"))
         else:
-            views[fold(name)] = kind
-    if not (views or row_security or parents):
+            views[table] = kind
+    if not (views or row_security or parents or virtual):
         return _NOTHING
-    return Catalog(views, frozenset(row_security), _relatives(parents))
+    return Catalog(views, frozenset(row_security), _relatives(parents), virtual)
 
 
 def _relatives(parents: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:

@@ -29,11 +29,17 @@ class FetchedRows:
     def __iter__(self) -> Iterator[Any]:
         return self._rows
 
+    def __next__(self) -> Any:
+        return next(self._rows)
+
     def fetchone(self) -> Any:
         return next(self._rows, None)
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         wanted = self.cursor.arraysize if size is None else size
+        if wanted <= 0:
+            # As Python's own driver understands it.
+            return self.fetchall()
         return list(itertools.islice(self._rows, wanted))
 
     def fetchall(self) -> list[Any]:

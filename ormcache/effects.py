@@ -5,11 +5,12 @@ Worked out once per text.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ormcache import functions, relations, sql, tables
+from ormcache import functions, interruptions, relations, sql, tables
 from ormcache.conf import Settings, current
 from ormcache.memo import Memo
 from ormcache.sql import Kind
@@ -34,6 +35,8 @@ class Effect(NamedTuple):
 
 
 NOTHING = Effect(Kind.READ, frozenset())
+UNKNOWN = Effect(Kind.UNNAMED_WRITE, frozenset({EVERYTHING}))
+"""Whatever it is, it may write anything."""
 
 
 _effects: Memo[tuple[str, str], Effect] = Memo()
@@ -47,19 +50,26 @@ def effect_of(text: Any, vendor: str, cursor: Any = None) -> Effect:
         cursor: the driver's cursor, which composed queries need to become text.
     """
     if not isinstance(text, str):
-        text = _as_text(text, cursor)
+        try:
+            text = as_text(text, cursor)
+        except Exception as error:
+            interruptions.let_through(error)
+            # The driver will meet the same error, where Django makes one of its own of it.
+            return UNKNOWN
     settings = current()
     memo = _effects.under(settings, tables.known.generation)
     key = (vendor, sql.normalise(text))
     effect = memo.get(key)
-    if effect is None:
+    if effect is None or (effect.search_path and key[1] != text):
         effect = _examine(text, vendor, settings)
-        if len(key[1]) <= _TEXT_LIMIT:
+        # Of a search path it matters where in its text the parameters stand.
+        if len(key[1]) <= _TEXT_LIMIT and not (effect.search_path and key[1] != text):
             memo[key] = effect
     return effect
 
 
-def _as_text(text: Any, cursor: Any) -> str:
+def as_text(text: Any, cursor: Any) -> str:
+    """A text, or one of psycopg's composed ones, as it is sent."""
     if isinstance(text, (bytes, bytearray)):
         return bytes(text).decode("utf-8", "replace")
     as_string = getattr(text, "as_string", None)
@@ -95,11 +105,16 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
     if not kind:
         return NOTHING
     is_plain = kind == Kind.WRITE and len(statements) == 1 and _begins_plainly(text, vendor)
-    prepares = bool(kind & Kind.COMMIT) and _PREPARES.match(text) is not None
+    prepares = bool(kind & Kind.COMMIT) and _prepares(text, vendor)
     return Effect(kind, frozenset(names), path, own, is_plain, prepares)
 
 
-_PREPARES = re.compile(r"\s*PREPARE\s+TRANSACTION\b", re.IGNORECASE)
+def _prepares(text: str, vendor: str) -> bool:
+    """Whether PREPARE TRANSACTION is, or seems to be, one of the statements."""
+    keywords = [token.keyword for token in sql.tokens(text, vendor)]
+    return ("prepare", "transaction") in itertools.pairwise(keywords)
+
+
 _PLAIN_VERBS = frozenset("insert update delete replace merge with".split())
 
 

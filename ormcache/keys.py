@@ -31,11 +31,15 @@ def entry_key(context: tuple[object, ...], sql: str, params: Sequence[Any]) -> s
 
     The digest has 160 bits, so that nobody who can choose parameters can find two that meet.
     """
-    for param in params:
-        if type(param) not in _EXACT:
-            params = [identity(param) for param in params]
-            break
-    text = repr((context, sql, tuple(params)))
+    try:
+        for param in params:
+            if type(param) not in _EXACT:
+                params = [identity(param) for param in params]
+                break
+        text = repr((context, sql, tuple(params)))
+    except ValueError as error:
+        # Python does not spell an integer of thousands of digits.
+        raise NotEncodable(f"a parameter: {error}") from error
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 

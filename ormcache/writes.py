@@ -32,12 +32,12 @@ from ormcache.connection_state import (
     is_open,
     state_of,
 )
-from ormcache.effects import NOTHING, Effect, effect_of, write_to, written
+from ormcache.effects import NOTHING, UNKNOWN, Effect, as_text, effect_of, write_to, written
 from ormcache.exceptions import NoFence
 from ormcache.reasons import Reason
 from ormcache.routers import chosen, health, schemas
 from ormcache.sql import Kind
-from ormcache.stores import EVERYTHING, is_store_access
+from ormcache.stores import is_store_access
 
 _WRITES = Kind.WRITE | Kind.UNNAMED_WRITE
 _ANNOUNCED = _WRITES | Kind.IMPLICIT_COMMIT | Kind.BEGIN | Kind.COMMIT | Kind.RELEASE
@@ -104,11 +104,12 @@ def _with_parameters(effect: Effect, params: Any) -> Effect:
 def callproc(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
     """``CursorWrapper.callproc``: a procedure may write anything unless it is declared."""
     name = given(0, args, kwargs, "procname")
+    if not isinstance(name, str):
+        # psycopg takes an Identifier, too.
+        name = as_text(name, wrapper.cursor)
     procedure = sql.fold(name.rpartition(".")[2])
-    if procedure in {sql.fold(declared) for declared in current().WRITES}:
-        effect = write_to(procedure)
-    else:
-        effect = Effect(Kind.UNNAMED_WRITE, frozenset({EVERYTHING}))
+    is_declared = procedure in {sql.fold(declared) for declared in current().WRITES}
+    effect = write_to(procedure) if is_declared else UNKNOWN
     return apply(wrapper.db, effect, lambda: original(wrapper, *args, **kwargs))
 
 
@@ -192,6 +193,9 @@ def apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any:
             end(connection, state, bracket, known=known)
         if kind & Kind.COMMIT:
             _note_failed_commit(connection, state)
+        if kind & _ENDS and _alters_session(effect):
+            # What was set in front of the COMMIT stays set though the rest of the text has failed.
+            state.session = Reason.SESSION
         raise
     if was_aborted:
         # The server has answered ROLLBACK.
@@ -302,6 +306,9 @@ def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) ->
     if kind is not Kind.WRITE:
         if kind & (Kind.COMMIT | Kind.UNNAMED_WRITE):
             return True
+        if kind & Kind.ROLLBACK and kind & Kind.WRITE:
+            # "ROLLBACK; UPDATE …" as one text: what follows takes effect with its end.
+            return True
         if kind & Kind.RELEASE:
             # With autocommit off, an atomic() block is a savepoint that begins the transaction.
             has_begun = connection.connection.isolation_level is None
@@ -400,3 +407,6 @@ def _note_search_path(connection: Any, state: ConnectionState, effect: Effect) -
     if not state.path_set_here and is_begun_unseen(connection):
         # Nobody will tell whether it was rolled back.
         state.session = Reason.SESSION
+    if effect.kind & (Kind.ROLLBACK | Kind.PARTIAL_ROLLBACK):
+        # By the same text, which may have undone it.
+        state.path_in_doubt = True

@@ -221,6 +221,32 @@ def test_a_merge_of_tables_is_not_stored(cached: Watch, using: str, tags: Tags) 
         assert not_stored(cached, tags) is Reason.VIEW
 
 
+@on_databases("mariadb", transaction=True)
+def test_a_column_that_depends_on_the_moment_of_reading_is_not_stored(
+    cached: Watch, using: str, tags: Tags
+) -> None:
+    with made(
+        using,
+        "ALTER TABLE tests_tag ADD now datetime(6) AS (current_timestamp(6)) VIRTUAL",
+        undo=("ALTER TABLE tests_tag DROP now",),
+    ):
+        assert not_stored(cached, tags) is Reason.NON_DETERMINISTIC
+        found = ormcache.explain(Tag.objects.using(using).all())
+        assert found.detail == "current_timestamp in a column of tests_tag"
+
+
+@on_databases("mariadb", transaction=True)
+def test_a_column_that_is_worked_out_of_others_is_stored(
+    cached: Watch, using: str, tags: Tags
+) -> None:
+    with made(
+        using,
+        "ALTER TABLE tests_tag ADD loud varchar(50) AS (upper(name)) VIRTUAL",
+        undo=("ALTER TABLE tests_tag DROP loud",),
+    ):
+        cached.warm(tags)
+
+
 @on_all
 def test_an_unmanaged_model_that_is_vouched_for_is_stored_though_it_is_a_view(
     cached: Watch, using: str, settings: Any

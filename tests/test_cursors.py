@@ -82,6 +82,9 @@ def test_rows_that_a_write_returns_are_fetched_with_it(cached: Watch) -> None:
         lambda cursor: [cursor.fetchone(), cursor.fetchone()],
         lambda cursor: [*cursor.fetchmany(1), *cursor.fetchmany(5)],
         lambda cursor: [*cursor.fetchmany(), *cursor.fetchmany()],
+        lambda cursor: cursor.fetchmany(0),
+        lambda cursor: cursor.fetchmany(-1),
+        lambda cursor: [next(iter(cursor)), next(cursor.cursor)],
     ],
 )
 def test_fetched_rows_are_given_out_as_by_a_cursor(

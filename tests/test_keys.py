@@ -1,5 +1,6 @@
 """Equal keys for equal questions, in every process, and for no others."""
 
+import contextlib
 import datetime
 import decimal
 import enum
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import connections, models
+from django.db import DataError, connections, models
 from django.db.models import Value
 from django.test.signals import setting_changed
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from ormcache import keys
 from ormcache.connection_state import state_of
 from ormcache.exceptions import NotEncodable
+from ormcache.reasons import Reason
 from tests.marks import on_caches, on_databases
 from tests.models import Author, Book
 from tests.watching import Watch
@@ -219,6 +221,12 @@ def test_json_that_cannot_be_written_is_refused() -> None:
         key(Jsonb(object()))
 
 
+def test_an_integer_that_python_does_not_spell_is_refused() -> None:
+    for value in (10**5000, {10**5000}):
+        with pytest.raises(NotEncodable):
+            key(value)
+
+
 def test_sets_have_the_same_key_whatever_order_they_are_in() -> None:
     assert key({8, 0}) == key({0, 8})
     assert list({8, 0}) != list({0, 8}), "the test needs a set of two orders"
@@ -350,6 +358,40 @@ def test_search_paths_do_not_share_an_entry(cached: Watch, using: str, cache: st
         with connection.cursor() as cursor:
             cursor.execute("SET search_path TO public")
         assert cached.miss(count) == 1
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET search_path")
+            cursor.execute("DROP SCHEMA other CASCADE")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET search_path TO other, public; COMMIT; SELECT 1 / 0",
+        "SET search_path TO other; ROLLBACK",
+    ],
+)
+@on_databases("postgresql", transaction=True)
+def test_a_path_that_may_have_been_set_or_not_has_no_entry(
+    cached: Watch, using: str, text: str
+) -> None:
+    """It is set before the text fails, or undone by the end of the text."""
+    connection = connections[using]
+
+    def count() -> int:
+        return Author.objects.using(using).count()
+
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA other")
+        cursor.execute("CREATE TABLE other.tests_author (LIKE tests_author INCLUDING ALL)")
+    try:
+        Author.objects.using(using).create(name="a")
+        assert cached.warm(count) == 1
+        with contextlib.suppress(DataError), connection.cursor() as cursor:
+            cursor.execute(text)
+        truth = 0 if "COMMIT" in text else 1
+        with cached.expect(Reason.SESSION):
+            assert count() == truth
     finally:
         with connection.cursor() as cursor:
             cursor.execute("RESET search_path")

@@ -134,14 +134,25 @@ def test_a_writer_that_died_costs_its_lease_and_no_read_more(
     assert question() == "hit"
 
 
+WRITE = "UPDATE tests_author SET name = 'new'"
+
+
+@pytest.mark.parametrize(
+    ("gid", "texts"),
+    [
+        ("plain", [WRITE, "PREPARE TRANSACTION 'plain'"]),
+        ("tagged", [WRITE, "/* by a tool */ PREPARE TRANSACTION 'tagged'"]),
+        ("together", [f"{WRITE}; PREPARE TRANSACTION 'together'"]),
+    ],
+)
 @on_postgresql
 def test_a_prepared_transaction_keeps_its_intent_until_somebody_ends_it(
-    cached: Watch, using: str, author: Author
+    cached: Watch, using: str, author: Author, gid: str, texts: list[str]
 ) -> None:
     with connections[using].cursor() as cursor:
         cursor.execute("BEGIN")
-        cursor.execute("UPDATE tests_author SET name = 'new'")
-        cursor.execute("PREPARE TRANSACTION 'overdue'")
+        for text in texts:
+            cursor.execute(text)
     try:
         until(cached, name(using), Reason.OVERDUE, OLD)
         for _ in range(5):
@@ -149,7 +160,7 @@ def test_a_prepared_transaction_keeps_its_intent_until_somebody_ends_it(
                 assert name(using)() == OLD
     finally:
         # Another program, which tells nobody.
-        backdoor.execute(using, "COMMIT PREPARED 'overdue'")
+        backdoor.execute(using, f"COMMIT PREPARED '{gid}'")
     until(cached, name(using), "miss", NEW)
 
 

@@ -431,6 +431,23 @@ def test_a_transaction_rolled_back_as_sql_leaves_nothing_behind(
     assert cached.warm(names) == [NEW]
 
 
+@pytest.mark.parametrize("begun", ["as SQL", "by atomic()"])
+@on_postgresql
+def test_what_a_text_writes_behind_a_rollback_takes_effect_with_the_text(
+    cached: Watch, using: str, author: Author, names: Names, begun: str
+) -> None:
+    text = f"ROLLBACK; UPDATE tests_author SET name = '{NEW}'"
+    cached.warm(names)
+    if begun == "as SQL":
+        execute(using, "BEGIN")
+        execute(using, text)
+    else:
+        with transaction.atomic(using):
+            execute(using, text)
+    with session(using):
+        assert cached.warm(names) == [NEW]
+
+
 @pytest.mark.parametrize("end", ["COMMIT AND CHAIN", "ROLLBACK AND CHAIN"])
 @on_servers
 def test_a_transaction_that_is_chained_to_the_next_does_not_publish_the_next(

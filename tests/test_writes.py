@@ -1166,6 +1166,18 @@ def callproc(db):
         yield
 
 
+@story(POSTGRESQL)
+def callproc_of_an_identifier(db):
+    """psycopg's, as Django takes it, too."""
+    identifier = pytest.importorskip("psycopg.sql").Identifier("public", "tests_rename")
+    AuthorFactory()
+    with function(db, "tests_rename", _RENAME):
+        yield rows(Author, db)
+        with connections[db].cursor() as cursor:
+            cursor.callproc(identifier)
+        yield
+
+
 @story(POSTGRESQL, MARIADB)
 def callproc_of_a_declared_procedure(db):
     AuthorFactory()

@@ -61,7 +61,7 @@ def classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
     if name in ("search_path", "schema"):
         if is_local:
             return Statement(Kind.SEARCH_PATH | Kind.LOCAL)
-        return Statement(Kind.SEARCH_PATH, detail=" ".join(sql.split()))
+        return Statement(Kind.SEARCH_PATH, detail=" ".join(token.text for token in stream))
     if vendor == "mysql":
         return Statement(_mysql_settings(rest, found))
     if name == "transaction" and vendor == "postgresql":
