@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -18,7 +18,7 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.memcached import BaseMemcachedCache
 from django.db import connections, router
 
-from ormcache import conf, sql
+from ormcache import conf, relations, sql
 from ormcache.exceptions import SettingsError
 from ormcache.replica_router import ReplicaRouter
 from ormcache.routers import chosen, groups
@@ -48,6 +48,7 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
     ]
     found += _unknown_names(settings)
     found += _unknown_tables(settings)
+    found += _labels(settings)
     found += _lease(settings)
     found += _fence(settings)
     found += _other_caches()
@@ -126,7 +127,7 @@ def _unknown_tables(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     for option in ("DEPENDS_ON", "WRITES"):
         for key, names in sorted(getattr(settings, option).items()):
             for name in sorted(names):
-                if sql.fold(name) not in known:
+                if sql.fold(name) not in known and not _table_of(name):
                     yield _warning(
                         "W007",
                         f"ORMCACHE[{option!r}][{key!r}] names the table {name!r}, which is that "
@@ -134,6 +135,32 @@ def _unknown_tables(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
                         "Write the name of the table (Model._meta.db_table), without a schema; "
                         "silence ormcache.W007 if the table has no model.",
                     )
+
+
+def _labels(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """The label of a model is the name of no table: it is never met, as key or as value."""
+    for option in ("DEPENDS_ON", "WRITES"):
+        declared: Mapping[str, Iterable[str]] = getattr(settings, option)
+        names = {name for key, values in declared.items() for name in (key, *values)}
+        for name in sorted(names):
+            table = _table_of(name)
+            if table:
+                yield _warning(
+                    "W016",
+                    f"ORMCACHE[{option!r}] has {name!r}, which is the label of a model: names of "
+                    "tables are expected there, and it has no effect.",
+                    f"Write the name of its table: {table!r}; silence ormcache.W016 if "
+                    f"{name.partition('.')[0]!r} is a schema.",
+                )
+
+
+def _table_of(label: str) -> str:
+    """The table of the model with this label, or ``""`` if there is none of another name."""
+    try:
+        table = relations.table(apps.get_model(label))
+    except (LookupError, ValueError):
+        return ""
+    return "" if table == sql.fold(label) else table
 
 
 def _lease(settings: conf.Settings) -> Iterator[checks.CheckMessage]:

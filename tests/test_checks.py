@@ -366,12 +366,30 @@ def test_w006_warns_of_a_lease_that_is_short_for_the_timeout(check: Check) -> No
 
 
 @pytest.mark.parametrize("option", ["DEPENDS_ON", "WRITES"])
-@pytest.mark.parametrize("name", ["tests_autor", "tests.Author", "public.tests_author"])
+@pytest.mark.parametrize("name", ["tests_autor", "tests.Autor", "public.tests_author"])
 def test_w007_warns_of_a_table_that_no_model_has(check: Check, option: str, name: str) -> None:
     message = the_only(check(ormcache={option: {"report": ["tests_book", name]}}))
     assert message.id == "ormcache.W007"
     assert repr(name) in message.msg
     assert "db_table" in str(message.hint)
+
+
+@pytest.mark.parametrize("option", ["DEPENDS_ON", "WRITES"])
+@pytest.mark.parametrize("label", ["tests.Author", "tests.author"])
+def test_w016_warns_of_a_model_that_stands_for_its_table(
+    check: Check, option: str, label: str
+) -> None:
+    """It is accepted and does nothing, so that answers would be out of date."""
+    for declared in ({label: ["tests_book"]}, {"report": ["tests_book", label]}, {label: [label]}):
+        message = the_only(check(ormcache={option: declared}))
+        assert message.id == "ormcache.W016"
+        assert f"ORMCACHE[{option!r}] has {label!r}" in message.msg
+        assert "the name of its table: 'tests_author'" in str(message.hint)
+
+
+@pytest.mark.parametrize("key", ["tests_author", "tests.a_view", "nowhere.Author", "a.b.c", "."])
+def test_w016_is_silent_about_other_names(check: Check, key: str) -> None:
+    assert check(ormcache={"DEPENDS_ON": {key: ["tests_book"]}}) == []
 
 
 # --- databases -------------------------------------------------------------------------------
