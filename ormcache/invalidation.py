@@ -72,18 +72,25 @@ def _tables(thing: type[models.Model] | str) -> set[str]:
 
 
 def _named(name: str) -> set[str]:
+    model = model_of(name)
+    return _table_names(name) if model is None else relations.family(model)
+
+
+def model_of(name: str) -> type[models.Model] | None:
+    """The model with the label ``name``; None if that may be the name of a table.
+
+    Raises LookupError for one that an installed app does not have.
+    """
     try:
-        return relations.family(apps.get_model(name))
+        return apps.get_model(name)
     except ValueError:
         # Not of the form "app.Model".
-        return _table_names(name)
+        return None
     except LookupError:
-        found = _table_names(name)
         # A schema may be called like an app.
-        is_app = name.partition(".")[0] in apps.app_configs
-        if is_app and found.isdisjoint(tables.known.names()):
+        if name.partition(".")[0] in apps.app_configs and not is_known_table(name):
             raise
-        return found
+        return None
 
 
 def is_known_table(name: str) -> bool:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command
-from django.db import models
+from django.db import connections, models
 from django.test.utils import isolate_apps
 
 import ormcache
@@ -143,16 +143,61 @@ def test_flush_of_a_model_that_an_app_does_not_have_is_an_error(cached: Watch) -
 
 
 @on_databases("default", transaction=True)
-def test_flush_warns_of_a_name_that_no_table_has(cached: Watch) -> None:
+def test_flush_warns_of_a_name_that_no_table_has(cached: Watch, settings: Any) -> None:
     """A table that ormcache has not met may have it all the same."""
     warnings = io.StringIO()
+    settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "filebased"}
     names = ("Book", "tests_author", "tests.Tag", "warehouse.stock", "stock")
     assert run("flush", *names, "--database", "default", stderr=warnings) == (
         f"Invalidated {', '.join(names)} of default.\n"
     )
     assert warnings.getvalue() == (
-        "No table is known as 'Book' or 'stock'. If a model is meant, write \"app.Model\".\n"
+        "No table is known as 'Book' or 'warehouse.stock' or 'stock'. If a model is meant, write "
+        '"app.Model", with the label of an installed app.\n'
     )
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+@pytest.mark.parametrize("name", ["tests.Author", "tests_author", "public.tests_author"])
+def test_flush_warns_of_nothing_that_is_known(
+    cached: Watch, using: str, cache: str, name: str
+) -> None:
+    warnings = io.StringIO()
+    run("flush", name, "--database", using, stderr=warnings)
+    assert warnings.getvalue() == ""
+
+
+@on_databases("default", transaction=True)
+@pytest.mark.parametrize("name", ["", " "])
+def test_flush_of_an_empty_name_is_an_error(cached: Watch, name: str) -> None:
+    with cached.expect(), pytest.raises(CommandError, match="A name is empty"):
+        run("flush", "tests.Author", name, "--database", "default")
+    assert cached.invalidated == []
+
+
+@on_databases("default", transaction=True)
+@on_caches("locmem")
+def test_flush_says_that_the_memory_of_other_processes_is_as_before(
+    cached: Watch, using: str, cache: str
+) -> None:
+    warnings = io.StringIO()
+    run("flush", "--database", using, stderr=warnings)
+    assert warnings.getvalue() == (
+        "The cache 'locmem' is in the memory of each process, and only that of this command was "
+        "emptied. Restart the servers that are running, or use a cache that they share.\n"
+    )
+
+
+@on_databases("postgresql", transaction=True)
+def test_flush_of_all_says_of_which_databases_nothing_is_cached(
+    cached: Watch, settings: Any, using: str
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "DATABASES": {using: {"CACHE_ALIAS": "dummy"}}}
+    done, nothing = run("flush", stderr=io.StringIO()).splitlines()
+    others = [alias for alias in connections if alias != using]
+    assert done == f"Invalidated everything of {', '.join(others)}."
+    assert nothing == f"Nothing is cached of {using}: the cache 'dummy' stores nothing of it."
 
 
 @on_databases("default", transaction=True)
@@ -171,6 +216,7 @@ def test_flush_fails_if_the_cache_does_not_answer_whatever_the_policy(
         message = str(raised.value)
         assert message.startswith("Nothing was invalidated of the database 'default': ")
         assert "the cache 'locmem'" in message
+        assert message.endswith("out of order")
         # With "open" it fails as well.
         assert "ON_CACHE_FAILURE" not in message
 
@@ -208,7 +254,9 @@ def test_status_notices_a_memcached_that_is_gone(using: str, settings: Any) -> N
 @on_databases("default", transaction=True)
 def test_flush_with_a_dummy_cache_has_nothing_to_do(using: str, settings: Any) -> None:
     settings.ORMCACHE = {**settings.ORMCACHE, "CACHE_ALIAS": "dummy"}
-    assert run("flush", "--database", using) == "Invalidated everything of default.\n"
+    assert run("flush", "--database", using) == (
+        "Nothing is cached of default: the cache 'dummy' stores nothing of it.\n"
+    )
 
 
 # --- explain ---------------------------------------------------------------------------------
@@ -391,8 +439,6 @@ def test_status_shows_an_unreachable_cache(cached: Watch, unreachable: None) -> 
 
 
 def test_status_without_a_database_shows_all() -> None:
-    from django.db import connections
-
     headings = [line for line in run("status").splitlines() if not line.startswith(" ")]
     assert headings == list(connections)
 

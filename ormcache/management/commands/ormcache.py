@@ -18,7 +18,7 @@ from ormcache.auditing import DIFFERENT, SAME, Audit
 from ormcache.conf import Settings, current
 from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
-from ormcache.invalidation import is_known_table
+from ormcache.invalidation import is_known_table, model_of
 from ormcache.routers.namespaces import Route
 from ormcache.signals import tables_invalidated
 from ormcache.stores import LocMemStore
@@ -85,26 +85,56 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def flush(self, database: str | None, tables: list[str], **options: Any) -> None:
+        if not all(name.strip() for name in tables):
+            raise CommandError(
+                "A name is empty. Leave all names out to make everything invalid."
+            )
+        aliases = [database] if database else list(connections)
         errors = []
-        for alias in [database] if database else list(connections):
+        for alias in aliases:
             try:
                 self._flush(alias, tables)
             except (CacheUnreachable, LookupError) as error:
                 errors.append(f"Nothing was invalidated of the database {alias!r}: {error}")
         if errors:
             raise CommandError("\n".join(errors))
-        unknown = [name for name in tables if "." not in name and not is_known_table(name)]
+        self._warn_of_unknown(tables)
+        routes = [_route(alias, current()) for alias in aliases]
+        cached = [route for route in routes if route.store is not None]
+        if cached:
+            what = ", ".join(tables) if tables else "everything"
+            is_all = not database and len(cached) == len(routes)
+            whose = "all databases" if is_all else ", ".join(route.alias for route in cached)
+            self.stdout.write(self.style.SUCCESS(f"Invalidated {what} of {whose}."))
+        for route in routes:
+            if route.store is None:
+                self.stdout.write(
+                    f"Nothing is cached of {route.alias}: the cache {route.cache_alias!r} stores "
+                    "nothing of it."
+                )
+        self._warn_of_local_memory(cached)
+
+    def _warn_of_unknown(self, names: list[str]) -> None:
+        """Warn, and no more: a table that ormcache has not met may have the name all the same."""
+        unknown = [name for name in names if not (model_of(name) or is_known_table(name))]
         if unknown:
             self.stderr.write(
                 self.style.WARNING(
                     f"No table is known as {' or '.join(map(repr, unknown))}. If a model is "
-                    'meant, write "app.Model".'
+                    'meant, write "app.Model", with the label of an installed app.'
                 )
             )
-        what = ", ".join(tables) if tables else "everything"
-        self.stdout.write(
-            self.style.SUCCESS(f"Invalidated {what} of {database or 'all databases'}.")
-        )
+
+    def _warn_of_local_memory(self, routes: list[Route]) -> None:
+        local = {route.cache_alias for route in routes if isinstance(route.store, LocMemStore)}
+        for cache_alias in sorted(local):
+            self.stderr.write(
+                self.style.WARNING(
+                    f"The cache {cache_alias!r} is in the memory of each process, and only that "
+                    "of this command was emptied. Restart the servers that are running, or use "
+                    "a cache that they share."
+                )
+            )
 
     def _flush(self, alias: str, tables: list[str]) -> None:
         """Fail if the cache was not told, even where ``ON_CACHE_FAILURE`` lets writes through.
@@ -130,6 +160,7 @@ class Command(BaseCommand):
             tables_invalidated.disconnect(note)
         route = _route(alias, current())
         if route.store is not None and not told:
+            why = _why_unreachable(route) or why
             raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer{why}")
 
     def explain(self, query: str, database: str | None, **options: Any) -> None:
@@ -297,6 +328,17 @@ def _why_not_listed(route: Route) -> str:
         f"the cache {route.cache_alias!r} cannot tell which entries it has: only Redis and Valkey "
         'in strict consistency can. Use ORMCACHE["VERIFY"], which compares a share of the hits.'
     )
+
+
+def _why_unreachable(route: Route) -> str:
+    """What the cache says for itself: some policies let a write through without a word."""
+    try:
+        if route.store is not None:
+            route.store.read(route.namespace, "none", ())
+    except CacheError as error:
+        return f": {error}"
+    # It may be back.
+    return ""
 
 
 def _route(alias: str, settings: Settings) -> Route:
