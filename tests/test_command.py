@@ -18,6 +18,7 @@ import ormcache
 from ormcache import counters
 from ormcache.conf import Settings
 from ormcache.exceptions import CacheError
+from ormcache.management.commands.ormcache import Command
 from ormcache.stores import LocMemStore, breaker_for
 from ormcache.stores.redis import PROTOCOL, SCRIPTS
 from tests import servers
@@ -48,6 +49,34 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_subcommand_is_required() -> None:
     with pytest.raises(CommandError, match="required"):
         run()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--settings", "tests.settings"],
+        ["--pythonpath", "/nowhere"],
+        ["--verbosity", "0"],
+        ["-v", "0"],
+        ["--traceback"],
+        ["--no-color"],
+        ["--force-color"],
+        ["--skip-checks"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    "subcommand", [["flush"], ["explain", "Book.objects"], ["status"], ["audit"], ["protocol"]]
+)
+def test_options_of_django_may_stand_on_either_side_of_a_subcommand(
+    subcommand: list[str], option: list[str]
+) -> None:
+    parser = Command().create_parser("manage.py", "ormcache")
+    usual = vars(parser.parse_args(subcommand))
+    before = vars(parser.parse_args([*option, *subcommand]))
+    behind = vars(parser.parse_args([*subcommand, *option]))
+    assert before == behind != usual
+    assert before.keys() == usual.keys()
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def _subcommands() -> dict[str, argparse.ArgumentParser]:
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     for action in parser._actions:
-        if action.dest != "help":
+        if action.dest != "help" and action.help != argparse.SUPPRESS:
             name = " ".join(action.option_strings) or str(action.metavar or action.dest)
             # Quoted examples become code.
             yield f"`{name}`", re.sub(r'"([^"]+)"', r"`\1`", action.help or "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from collections import Counter
 from typing import Any
 
@@ -72,6 +72,8 @@ class Command(BaseCommand):
             choices=["hold", "release"],
             help="print nothing but the text of this Lua script",
         )
+        for subparser in (flush, explain, status, audit, protocol):
+            _add_options_of_django(subparser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         alias = options.get("database")
@@ -309,6 +311,20 @@ class Command(BaseCommand):
             self.stdout.write(scripts[script], ending="")
         else:
             self.stdout.write(json.dumps(facts, indent=2))
+
+
+def _add_options_of_django(parser: ArgumentParser) -> None:
+    """Take them behind the subcommand, too, where most people write them.
+
+    They have no default here: it would replace what was given in front of the subcommand.
+    """
+    for name in ("--settings", "--pythonpath"):
+        parser.add_argument(name, default=SUPPRESS, help=SUPPRESS)
+    for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
+        parser.add_argument(name, action="store_true", default=SUPPRESS, help=SUPPRESS)
+    parser.add_argument(
+        "-v", "--verbosity", type=int, choices=[0, 1, 2, 3], default=SUPPRESS, help=SUPPRESS
+    )
 
 
 def _positive(text: str) -> int:
