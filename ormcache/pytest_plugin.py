@@ -37,6 +37,8 @@ _CACHE_SETTINGS = {
     "OPTIONS": {"MAX_ENTRIES": 10_000},
 }
 _MODES = ("off", "on", "verify")
+_NOT_CACHED = "not cached: "
+_UNVERIFIED = "unverified: "
 
 
 # --- modes ---------------------------------------------------------------------------------
@@ -302,8 +304,10 @@ class Verifier:
         self.counts["mismatches"] += 1
         self._mismatches.append(f"{using}: {', '.join(tables)}: {sql}")
 
-    def _read(self, outcome: str, **kwargs: object) -> None:
+    def _read(self, outcome: str, reason: Reason | None, **kwargs: object) -> None:
         self.counts["hits"] += outcome in ("hit", "shadow hit")
+        if outcome in ("skip", "miss"):
+            self.counts[f"{_NOT_CACHED}{reason}" if reason else "misses"] += 1
 
     # Fixtures read, too, before the test and after it; with a scope beyond the test, too.
 
@@ -342,7 +346,7 @@ class Verifier:
         for tables in ormcache.statistics().values():
             for events in tables.values():
                 for event, number in events.items():
-                    if event.startswith("unverified: "):
+                    if event == "verified" or event.startswith(_UNVERIFIED):
                         self.counts[event] += number
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
@@ -355,10 +359,33 @@ class Verifier:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section("ormcache")
-        terminalreporter.line(
-            f"{self.counts['hits']} reads could have been answered from the cache, "
-            f"{self.counts['mismatches']} of them wrongly."
+        if not self.counts and not _is_in_use():
+            terminalreporter.line(
+                'Nothing was verified: "ormcache" is not in the INSTALLED_APPS of this run.'
+            )
+            return
+        for line in self._summary():
+            terminalreporter.line(line)
+
+    def _summary(self) -> Iterator[str]:
+        hits = f"{self.counts['hits']} reads could have been answered from the cache"
+        if self.counts["verified"] or self.counts["mismatches"]:
+            yield f"{hits}, {self.counts['mismatches']} of them wrongly."
+        else:
+            # "None of them wrongly" would be taken for good news.
+            yield f"Nothing was verified: {hits}."
+            if self.counts["misses"]:
+                yield f"{self.counts['misses']} reads found no answer in the cache."
+        kept = Counter(
+            {
+                event.removeprefix(_NOT_CACHED): number
+                for event, number in sorted(self.counts.items())
+                if event.startswith(_NOT_CACHED)
+            }
         )
+        if kept:
+            reasons = ", ".join(f"{reason} {number}" for reason, number in kept.most_common())
+            yield f"{kept.total()} reads were not cached: {reasons}."
         for event, number in sorted(self.counts.items()):
-            if event.startswith("unverified: "):
-                terminalreporter.line(f"{event}: {number} (counted for each table)")
+            if event.startswith(_UNVERIFIED):
+                yield f"{event}: {number} (counted for each table)"

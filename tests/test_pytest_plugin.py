@@ -499,3 +499,80 @@ def test_what_proves_nothing_is_counted(run: Run) -> None:
     result = run(tests, "--ormcache-verify")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["unverified: result not determined: 1 (counted for each table)"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=str)
+def test_a_suite_of_which_nothing_was_verified_says_so_and_why(
+    run: Run, arguments: list[str]
+) -> None:
+    tests = """
+    class Tests(TestCase):
+        def test_in_a_transaction(self):
+            for _ in range(7):
+                Book.objects.count()
+
+    @committing
+    def test_other_reads():
+        Book.objects.count()
+        for _ in range(2):
+            list(Book.objects.iterator())
+    """
+    result = run(tests, "--ormcache-verify", *arguments)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "=* ormcache =*",
+            "Nothing was verified: 0 reads could have been answered from the cache.",
+            "1 reads found no answer in the cache.",
+            # Django has read, too, when it made the database.
+            "* reads were not cached: snapshot transaction 7, iterator() 2*",
+        ],
+        consecutive=True,
+    )
+    assert "wrongly" not in result.stdout.str()
+
+
+def test_hits_that_prove_nothing_are_not_verified(run: Run) -> None:
+    tests = """
+    @committing
+    def test_it():
+        Book.objects.bulk_create([Book(title="a"), Book(title="b")])
+        for _ in range(2):
+            list(Book.objects.all()[:1])
+            by_the_back_door("DELETE FROM shop_book WHERE title = 'a'")
+    """
+    output = run(tests, "--ormcache-verify").stdout.str()
+    assert "Nothing was verified: 1 reads could have been answered from the cache.\n" in output
+
+
+def test_what_was_not_cached_is_told_beside_what_was_verified(run: Run) -> None:
+    tests = """
+    @committing
+    def test_it():
+        for _ in range(3):
+            Book.objects.count()
+        list(Book.objects.iterator())
+    """
+    result = run(tests, "--ormcache-verify")
+    result.stdout.fnmatch_lines(
+        [
+            "2 reads could have been answered from the cache, 0 of them wrongly.",
+            "* reads were not cached: *iterator() 1*",
+        ],
+        consecutive=True,
+    )
+
+
+def test_verifying_a_project_without_ormcache_says_so(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("")
+    text = (pytester.path / "shop/settings.py").read_text()
+    (pytester.path / "shop/settings.py").write_text(text.replace('"ormcache", ', ""))
+    pytester.makepyfile(test_shop="def test_it(): pass")
+    said = 'Nothing was verified: "ormcache" is not in the INSTALLED_APPS of this run.'
+    pytester.runpytest_subprocess(*PLUGINS, "--ormcache-verify").stdout.fnmatch_lines([said])
+    # Nor is there Django in this one.
+    pytester.makeini("")
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    pytester.runpytest_subprocess(*ORMCACHE, "--ormcache-verify").stdout.fnmatch_lines([said])
