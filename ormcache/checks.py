@@ -105,18 +105,32 @@ def _unknown_names(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
             "Known aliases: " + ", ".join(sorted(connections)) + ".",
         )
     for label in sorted(settings.MODELS):
-        app_label, _, name = label.rpartition(".")
-        try:
-            app = apps.get_app_config(app_label)
-            # Exactly as it is spelled, since that is how the settings are looked up.
-            if name != "*" and app.get_model(name).__name__ != name:
-                raise LookupError
-        except LookupError:
+        if not _is_label(label):
+            similar = _label_in_other_case(label)
             yield _error(
                 "E005",
                 f"ORMCACHE['MODELS'] has {label!r}, which is no model.",
-                'Write "app_label.ModelName", or "app_label.*" for all models of an app.',
+                (f"Did you mean {similar!r}? " if similar else "")
+                + 'Write "app_label.ModelName", or "app_label.*" for all models of an app.',
             )
+
+
+def _is_label(label: str) -> bool:
+    """Whether ``label`` may be a key of ``MODELS``."""
+    app_label, _, name = label.rpartition(".")
+    try:
+        app = apps.get_app_config(app_label)
+        # Exactly as it is spelled, since that is how the settings are looked up.
+        return name == "*" or app.get_model(name).__name__ == name
+    except LookupError:
+        return False
+
+
+def _label_in_other_case(label: str) -> str:
+    """The label that differs from this one in its case only, or ``""``."""
+    labels = [f"{app_label}.*" for app_label in apps.app_configs]
+    labels += [model._meta.label for model in apps.get_models(include_auto_created=True)]
+    return next((known for known in labels if known.lower() == label.lower()), "")
 
 
 def _unknown_tables(settings: conf.Settings) -> Iterator[checks.CheckMessage]:

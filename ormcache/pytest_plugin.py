@@ -26,6 +26,7 @@ from django.test.utils import override_settings
 import ormcache
 from ormcache import relations, sql
 from ormcache.conf import current
+from ormcache.invalidation import model_of
 from ormcache.reasons import Reason
 from ormcache.routers.namespaces import cache_alias_of
 from ormcache.signals import mismatch_found, query_read, tables_invalidated
@@ -243,11 +244,12 @@ class OrmCache:
         """Fails unless at least these were invalidated inside; without any: nothing at all.
 
         Args:
-            models_or_tables: model classes, ``"app.Model"`` or names of tables.
+            models_or_tables: model classes, ``"app.Model"`` or names of tables. A model that an
+                installed app does not have is a LookupError.
         """
+        expected = {_table(each) for each in models_or_tables}
         with self.record() as record:
             yield record
-        expected = {_table(each) for each in models_or_tables}
         if not expected:
             if record.invalidated:
                 pytest.fail(f"Something was invalidated:\n{record}", pytrace=False)
@@ -259,9 +261,8 @@ class OrmCache:
 def _table(model_or_table: type[models.Model] | str) -> str:
     if not isinstance(model_or_table, str):
         return relations.table(model_or_table)
-    with contextlib.suppress(LookupError, ValueError):
-        return relations.table(apps.get_model(model_or_table))
-    return sql.table_name(model_or_table)
+    model = model_of(model_or_table)
+    return sql.table_name(model_or_table) if model is None else relations.table(model)
 
 
 @pytest.fixture

@@ -166,6 +166,24 @@ def test_e005_names_what_is_no_model(check: Check, label: str) -> None:
     assert "app_label.ModelName" in str(message.hint)
 
 
+@pytest.mark.parametrize(
+    ("label", "meant"),
+    [
+        ("tests.author", "tests.Author"),
+        ("Tests.Author", "tests.Author"),
+        ("TESTS.*", "tests.*"),
+        ("tests.book_tags", "tests.Book_tags"),
+    ],
+)
+def test_e005_knows_what_is_meant_if_only_the_case_differs(
+    check: Check, label: str, meant: str
+) -> None:
+    message = the_only(check(ormcache={"MODELS": {label: {"ENABLED": False}}}))
+    assert str(message.hint).startswith(f"Did you mean {meant!r}? Write ")
+    (message,) = check(ormcache={"MODELS": {"tests.Nobody": {"ENABLED": False}}})
+    assert "Did you mean" not in str(message.hint)
+
+
 # --- E006 to E008: others of the kind --------------------------------------------------------
 
 
@@ -496,7 +514,7 @@ def test_e010_a_replica_must_use_the_cache_of_its_primary(
     ("databases", "said"),
     [
         ({"replica": {"PRIMARY": "primry"}}, "'primry', which DATABASES does not have"),
-        ({"replica": {"PRIMARY": "replica"}}, "replicas of each other"),
+        ({"replica": {"PRIMARY": "replica"}}, "'replica' is declared to be a replica of itself."),
         (
             {"replica": {"PRIMARY": "primary"}, "primary": {"PRIMARY": "replica"}},
             "replicas of each other",

@@ -331,6 +331,8 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
         ("Nobody.objects.all()", "fails: NameError: name 'Nobody'"),
         ("Author.objects.filter(nothing=1)", "fails: FieldError"),
         ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
+        ("Author.objects.get(pk=0)", "does not exist. Leave out .get(), .first() or .count(), "),
+        ("Author.objects.count()", 'write the queryset: "Book.objects.filter(pk=1)".'),
         ("Author.objects.count()", ": 0 is not a queryset. Leave out what evaluates it"),
         ("Author", "tests.models.Author'> is not a queryset"),
         (

@@ -322,6 +322,18 @@ def test_an_error_in_the_block_is_what_fails(run: Run) -> None:
     run(tests).stdout.fnmatch_lines(["E*ZeroDivisionError"])
 
 
+def test_a_model_that_an_app_does_not_have_is_an_error_and_no_table(run: Run) -> None:
+    tests = """
+    @committing
+    def test_it(orm_cache):
+        with pytest.raises(LookupError, match="Bok"), orm_cache.assert_invalidates("shop.Bok"):
+            raise ZeroDivisionError
+        with orm_cache.assert_invalidates("public.shop_book", "shop.book"):
+            ormcache.flush()
+    """
+    run(tests).assert_outcomes(passed=1)
+
+
 def test_the_fixture_wants_ormcache_installed(run: Run, pytester: pytest.Pytester) -> None:
     run("")
     text = (pytester.path / "shop/settings.py").read_text()

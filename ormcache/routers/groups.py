@@ -66,6 +66,11 @@ def _primary(alias: str, settings: Settings) -> str:
                 f"The database alias {passed[-1]!r} is declared to be a replica of {primary!r}, "
                 f"which DATABASES does not have. Known aliases: {', '.join(connections)}."
             )
+        if primary == passed[-1]:
+            raise SettingsError(
+                f"The database alias {primary!r} is declared to be a replica of itself. Leave "
+                "that out, or name the alias that takes the writes."
+            )
         if primary in passed:
             raise SettingsError(
                 f"The database aliases {', '.join(map(repr, passed))} are declared to be replicas "

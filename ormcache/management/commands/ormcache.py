@@ -9,6 +9,7 @@ from typing import Any
 
 from django import db
 from django.apps import apps
+from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils.connection import ConnectionDoesNotExist
@@ -25,6 +26,9 @@ from ormcache.stores import LocMemStore
 
 _BAR = 40
 """Characters."""
+_NOT_RUN = (
+    'Leave out .get(), .first() or .count(), and write the queryset: "Book.objects.filter(pk=1)".'
+)
 
 
 class Command(BaseCommand):
@@ -88,9 +92,7 @@ class Command(BaseCommand):
 
     def flush(self, database: str | None, tables: list[str], **options: Any) -> None:
         if not all(name.strip() for name in tables):
-            raise CommandError(
-                "A name is empty. Leave all names out to make everything invalid."
-            )
+            raise CommandError("A name is empty. Leave all names out to make everything invalid.")
         aliases = [database] if database else list(connections)
         errors = []
         for alias in aliases:
@@ -173,13 +175,18 @@ class Command(BaseCommand):
         try:
             queryset = eval(query, names)
         except Exception as error:
-            raise CommandError(f"{query!r} fails: {type(error).__name__}: {error}") from error
+            is_run = isinstance(error, (ObjectDoesNotExist, MultipleObjectsReturned))
+            raise CommandError(
+                f"{query!r} fails: {type(error).__name__}: {error}"
+                + (f" {_NOT_RUN}" if is_run else "")
+            ) from error
         if database is not None and hasattr(queryset, "using"):
             queryset = queryset.using(database)
         try:
             explanation = ormcache.explain(queryset)
         except (TypeError, ConnectionDoesNotExist) as error:
-            raise CommandError(f"{query!r} cannot be explained: {error}") from error
+            hint = f" {_NOT_RUN}" if isinstance(error, TypeError) else ""
+            raise CommandError(f"{query!r} cannot be explained: {error}{hint}") from error
         self.stdout.write(str(explanation))
 
     def status(self, database: str | None, **options: Any) -> None:
