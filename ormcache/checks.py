@@ -214,7 +214,7 @@ def _other_caches() -> Iterator[checks.CheckMessage]:
     yield _error(
         "E008",
         "The distribution django-ormcache is installed; it has a package of the same name.",
-        "Run `pip uninstall django-ormcache` and then `pip install --force-reinstall ormcache`.",
+        "Run `pip uninstall django-ormcache`, and install ormcache again from where you had it.",
     )
 
 
