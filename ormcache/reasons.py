@@ -19,7 +19,12 @@ class Reason(str, enum.Enum):
     def __str__(self) -> str:
         return str.__str__(self)
 
-    SWITCHED_OFF = "switched off", 'ORMCACHE["ENABLED"] is False.'
+    SWITCHED_OFF = (
+        "switched off",
+        'ORMCACHE["ENABLED"] is False. In tests the pytest plugin of ormcache sets it, unless the '
+        'test uses the fixture "orm_cache", or the option "ormcache" in the configuration of '
+        "pytest is on.",
+    )
     DISABLED = "disabled", "The read is inside ormcache.disabled()."
     DATABASE_OFF = (
         "database switched off",
