@@ -180,6 +180,11 @@ def count(read: Read, event: str) -> None:
     counters.count_event(read.route.alias, read.plan.tables, event)
 
 
+def _described(rows: list[Row]) -> str:
+    """An answer without what is in it, which may be nobody's business."""
+    return f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} (digest {digest(rows)})"
+
+
 def _tell(read: Read, cached: list[Row], truth: list[Row]) -> None:
     """Drop the wrong entry, and say so in every way there is."""
     route, plan = read.route, read.plan
@@ -191,8 +196,8 @@ def _tell(read: Read, cached: list[Row], truth: list[Row]) -> None:
     count(read, "mismatch")
     # Without the parameters: they may be nobody's business.
     message = (
-        f"The cache answers otherwise than the database {route.alias!r}: {len(cached)} rows "
-        f"({digest(cached)}) instead of {len(truth)} ({digest(truth)}). Tables: "
+        f"The cache and the database {route.alias!r} disagree: the cache has "
+        f"{_described(cached)}, the database {_described(truth)}. Tables: "
         f"{', '.join(plan.tables)}. Entry: {plan.entry}. Query: {plan.sql}"
     )
     _logger.error(message)

@@ -389,7 +389,7 @@ def test_differences_fail_tests_and_are_counted(run: Run, arguments: list[str]) 
     assert re.search(r"= ormcache =", output)
     # Two of each test that is right, and one of each that is wrong.
     assert "8 reads could have been answered from the cache, 2 of them wrongly.\n" in output
-    result.stdout.fnmatch_lines(["E*Mismatch: The cache answers otherwise than the database*"])
+    result.stdout.fnmatch_lines(["E*Mismatch: The cache and the database 'default' disagree: *"])
     result.stdout.fnmatch_lines(["default: shop_book: SELECT *"])
     for name in ("test_wrong", "test_wrong_and_caught"):
         assert f"FAILED test_shop.py::{name} " in output
@@ -489,7 +489,7 @@ def test_with_a_setting_that_verifies_a_difference_fails_a_test_by_itself(run: R
     """
     result = run(tests, ini="ormcache = on", options={"VERIFY": 1})
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E*Mismatch: The cache answers otherwise than the database*"])
+    result.stdout.fnmatch_lines(["E*Mismatch: The cache and the database 'default' disagree: *"])
 
 
 def test_without_verifying_the_same_tests_pass_and_nothing_is_summed_up(run: Run) -> None:
