@@ -243,9 +243,14 @@ class Bracket:
     def refusal(self, error: object, why: NoFence | None = None) -> CacheUnreachable:
         """What is raised because neither the cache nor the fence can be told."""
         return CacheUnreachable(
-            f"The write to {', '.join(self._names)} was refused because the cache "
-            f"{self._route.cache_alias!r} could not be told of it: {error}"
-            + (f"; and not the fence, since {why}" if why else "")
+            f"The write to {', '.join(self._names)} was refused: the cache "
+            f"{self._route.cache_alias!r} did not answer ({error})"
+            + (
+                f", and the write could not be announced in {fence_rows.TABLE} either, because "
+                f"{why}"
+                if why
+                else ""
+            )
             + '. ORMCACHE["ON_CACHE_FAILURE"] = "open" would let it through.'
         )
 

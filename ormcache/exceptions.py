@@ -25,6 +25,8 @@ class CacheTimeout(CacheError):
 class CacheUnreachable(OrmcacheError, OperationalError):
     """A write was refused because neither the cache nor the fence could be told about it.
 
+    ``ormcache.invalidate()`` and ``ormcache.flush()`` raise it, too, if they cannot tell the cache.
+
     It is a ``django.db.OperationalError``, so that ``atomic()`` rolls the transaction back:
     Django rolls back after a failed commit for database errors only, and MySQL and SQLite
     would commit for any other error. ``ORMCACHE["ON_CACHE_FAILURE"]`` says when writes are

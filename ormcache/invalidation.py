@@ -6,7 +6,9 @@ from django.apps import apps
 from django.db import connections, models
 
 from ormcache import fence, relations, sql, tables, transactions
+from ormcache.conf import current
 from ormcache.exceptions import CacheUnreachable
+from ormcache.routers.namespaces import cache_alias_of
 from ormcache.stores import EVERYTHING
 
 
@@ -52,15 +54,26 @@ def flush(using: str | None = None) -> None:
 
 
 def _touch(using: str | None, names: set[str]) -> None:
-    unreachable = None
+    unreachable: tuple[str, CacheUnreachable] | None = None
     for alias in [using] if using is not None else list(connections):
         try:
             transactions.touch(connections[alias], names)
         except CacheUnreachable as error:
             # The others are told all the same.
-            unreachable = unreachable or error
+            unreachable = unreachable or (alias, error)
     if unreachable is not None:
-        raise unreachable
+        alias, error = unreachable
+        raise CacheUnreachable(_untold(alias, names, error.__cause__)) from error.__cause__
+
+
+def _untold(alias: str, names: set[str], cause: object) -> str:
+    """What the error says: here no write was refused, and no policy would help."""
+    what = "everything" if EVERYTHING in names else ", ".join(sorted(names))
+    return (
+        f"The cache {cache_alias_of(alias, current())!r} did not answer ({cause}): it could not "
+        f"be told to make invalid {what} of the database {alias!r}. Its answers may be out of "
+        "date until you do this again, when it is back."
+    )
 
 
 def _tables(thing: type[models.Model] | str) -> set[str]:

@@ -246,6 +246,37 @@ def test_a_cache_out_of_reach_does_not_keep_other_databases_from_being_told(
 
 
 @on_default
+@TELL
+@pytest.mark.parametrize("policy", ["fence", "raise"])
+def test_the_error_says_what_was_not_made_invalid_and_of_no_write_that_was_refused(
+    cached: Watch,
+    settings: Any,
+    tell: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+) -> None:
+    settings.CACHES = {**settings.CACHES, "broken": settings.CACHES["default"]}
+    settings.ORMCACHE = {
+        **settings.ORMCACHE,
+        "CACHE_ALIAS": "broken",
+        "ON_CACHE_FAILURE": policy,
+    }
+
+    def refuse(*args: Any) -> None:
+        raise CacheError("broken")
+
+    monkeypatch.setattr(store_of("default"), "arm", refuse)
+    with pytest.raises(CacheUnreachable) as raised:
+        tell(using="default")
+    what = "everything" if tell is ormcache.flush else "tests_author, tests_contribution"
+    assert str(raised.value) == (
+        "The cache 'broken' did not answer (broken): it could not be told to make invalid "
+        f"{what} of the database 'default'. Its answers may be out of date until you do this "
+        "again, when it is back."
+    )
+
+
+@on_default
 def test_flush_invalidates_every_table(cached: Watch) -> None:
     BookFactory()
     questions = [Author.objects.count, Book.objects.count, Tag.objects.count]
