@@ -38,11 +38,16 @@ def count_event(alias: str, tables: Sequence[str], event: str) -> None:
 def snapshot(aliases: Iterable[str] | None = None) -> dict[str, dict[str, dict[str, int]]]:
     """The counters of this process since its start: alias, table, event, number.
 
+    Args:
+        aliases: the database aliases that are wanted; all without it.
+
     Events are ``hit``, ``miss``, ``corrupt`` (an entry that did not decode, also counted as a
     miss), ``not stored: <reason>`` (a miss that will be a miss again), ``skip: <reason>``,
-    ``invalidated``, ``fenced`` (a write that the fence was told of instead of the cache) and
-    ``unannounced`` (one that neither was told of). A read of several tables counts for each;
-    one that was skipped before its tables were known counts under ``""``.
+    ``shadow hit`` (a hit that the database answers, as ``MODE`` is ``"shadow"``), ``verified``,
+    ``mismatch`` and ``unverified: <reason>`` (hits that were compared: the same, not the same,
+    and proof of nothing), ``invalidated``, ``fenced`` (a write that the fence was told of instead
+    of the cache) and ``unannounced`` (one that neither was told of). A read of several tables
+    counts for each; one that was skipped before its tables were known counts under ``""``.
     """
     wanted = None if aliases is None else set(aliases)
     with _lock:
