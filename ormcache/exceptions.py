@@ -25,7 +25,7 @@ class CacheTimeout(CacheError):
 class CacheUnreachable(OrmcacheError, OperationalError):
     """A write was refused because neither the cache nor the fence could be told about it.
 
-    ``ormcache.invalidate()`` and ``ormcache.flush()`` raise it, too, if they cannot tell the cache.
+    ``ormcache.invalidate()`` and ``flush()`` raise it, too, if they cannot tell the cache.
 
     It is a ``django.db.OperationalError``, so that ``atomic()`` rolls the transaction back:
     Django rolls back after a failed commit for database errors only, and MySQL and SQLite
