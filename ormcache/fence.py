@@ -120,6 +120,7 @@ def why_not_trust(
     interval = settings.fence_interval
     if interval is None:
         return None
+    # As _is_looked_into(), without a call: this is asked at every hit.
     if isinstance(settings.FENCE, Inherited) and (
         route.store is None or not route.store.is_remote
     ):
@@ -144,6 +145,38 @@ def why_not_trust(
     except db.Error:
         # What is the matter, the query itself will say.
         return Reason.FENCE
+
+
+def status(connection: Any, route: Route, settings: Settings) -> str | None:
+    """What there is to know of the fence, for ``manage.py ormcache status``; asks the database.
+
+    None where nobody looks. Raises nothing.
+    """
+    if not _is_looked_into(route, settings):
+        return None
+    if route.lags_behind is not None:
+        connection = connections[route.lags_behind]
+    try:
+        connection.ensure_connection()
+        if schemas.is_of_tenants(connection):
+            connection.cursor().close()
+        found = fence_rows.look_for(connection)
+    except Exception as error:
+        let_through(error)
+        return f"the database {connection.alias!r} does not answer: {error}".rstrip()
+    if found is Found.NOWHERE:
+        return f"table {TABLE} is missing, run `manage.py migrate ormcache`"
+    if found is Found.HIDDEN:
+        return f"table {TABLE} is in a schema in which this connection does not look"
+    return f"looked into every {settings.fence_interval:g} s"
+
+
+def _is_looked_into(route: Route, settings: Settings) -> bool:
+    if settings.fence_interval is None:
+        return False
+    # Left to the policy, nobody writes there because a cache of this process is out of reach.
+    is_remote = route.store is not None and route.store.is_remote
+    return is_remote or not isinstance(settings.FENCE, Inherited)
 
 
 def _place(connection: Any, state: ConnectionState, route: Route) -> tuple[object, ...]:

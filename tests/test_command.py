@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command
-from django.db import connections, models
+from django.db import OperationalError, connections, models
 from django.test.utils import isolate_apps
 
 import ormcache
-from ormcache import counters
+from ormcache import counters, fence_rows
 from ormcache.conf import Settings
 from ormcache.exceptions import CacheError
 from ormcache.management.commands.ormcache import Command
@@ -312,6 +313,23 @@ def test_explain_knows_q_f_and_models(cached: Watch) -> None:
 
 
 @on_databases("default", transaction=True)
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Author.objects.annotate(n=functions.Length('name'), b=Value(1))",
+        "Book.objects.annotate(a=Count('tags'), b=Sum('pages'), c=Avg('pages'))",
+        "Book.objects.annotate(a=Min('pages'), b=Max('pages'))",
+        "Author.objects.filter(Exists(Book.objects.filter(author=OuterRef('pk'))))",
+        "Book.objects.filter(author__in=Subquery(Author.objects.values('pk')))",
+        "Book.objects.filter(pages__gt=timezone.now().year)",
+        "Author.objects.filter(name=settings.TIME_ZONE)",
+    ],
+)
+def test_explain_knows_what_queries_are_written_with(cached: Watch, query: str) -> None:
+    assert run("explain", query).startswith("not cached yet: ")
+
+
+@on_databases("default", transaction=True)
 def test_explain_gives_the_reason(cached: Watch) -> None:
     output = run("explain", "Author.objects.order_by('?')")
     assert output.startswith("not cached: random order (rand)\n  why:       The answer differs")
@@ -453,6 +471,56 @@ def test_status_shows_the_counters(cached: Watch) -> None:
     output = run("status", "--database", "default")
     assert "  tests_author: hit 1, miss 1\n" in output
     assert "  (before compiling): skip: iterator() 1\n" in output
+
+
+@on_databases("default", transaction=True)
+def test_status_shows_commits_under_way_in_local_memory(cached: Watch) -> None:
+    assert "  commits under way: none\n" in run("status", "--database", "default")
+    store, namespace = store_of("default"), route_of("default").namespace
+    store.arm(namespace, "one", ["tests_book", "tests_author"])
+    output = run("status", "--database", "default")
+    store.finish(namespace, "one", ["tests_book", "tests_author"])
+    assert re.search(
+        r"  commits under way: tests_author \(for 0\.\d s at most\), tests_book \(for", output
+    )
+
+
+@on_databases("default", "postgresql", transaction=True)
+@on_caches("redis")
+def test_status_says_whether_there_is_a_fence(
+    cached: Watch, using: str, cache: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line() -> str:
+        lines = run("status", "--database", using).splitlines()
+        return "".join(line for line in lines if line.startswith("  fence: "))
+
+    assert line() == "  fence: looked into every 1 s"
+    settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 2.5}
+    assert line() == "  fence: looked into every 2.5 s"
+    with monkeypatch.context() as patch:
+        patch.setattr(fence_rows, "look_for", lambda connection: fence_rows.Found.HIDDEN)
+        assert line().endswith("is in a schema in which this connection does not look")
+        patch.setattr(fence_rows, "look_for", lambda connection: fence_rows.Found.NOWHERE)
+        assert line() == (
+            "  fence: table ormcache_fence is missing, run `manage.py migrate ormcache`"
+        )
+
+        def fail(connection: Any) -> None:
+            raise OperationalError("gone")
+
+        patch.setattr(fence_rows, "look_for", fail)
+        assert line() == f"  fence: the database {using!r} does not answer: gone"
+    settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": None}
+    assert line() == ""
+
+
+@on_databases("default", transaction=True)
+def test_status_says_nothing_of_a_fence_that_local_memory_does_not_need(
+    cached: Watch, settings: Any
+) -> None:
+    assert "fence: looked" not in run("status", "--database", "default")
+    settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": 1}
+    assert "fence: looked into every 1 s\n" in run("status", "--database", "default")
 
 
 @on_databases("default", transaction=True)

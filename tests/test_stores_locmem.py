@@ -142,13 +142,16 @@ def test_an_entry_stored_under_an_old_vector_is_not_met(store: LocMemStore) -> N
     assert store.read(SPACE, "entry", TABLES).entry is None
 
 
-def test_status_tells_how_many_registers_there_are_and_what_is_armed(
+def test_status_tells_how_many_registers_there_are_and_which_commits_are_under_way(
     store: LocMemStore, clock: Clock
 ) -> None:
     fill(store, b"answer")
     store.arm(SPACE, "1", ["a"])
     store.arm("elsewhere", "1", ["c"])
-    assert store.status(SPACE) == {"registers": 3, "armed": {"a": pytest.approx(0.5)}}
+    assert store.status(SPACE) == {
+        "registers": 3,
+        "commits under way": "a (for 0.5 s at most)",
+    }
 
 
 def test_an_entry_expires(store: LocMemStore, monkeypatch: pytest.MonkeyPatch) -> None:

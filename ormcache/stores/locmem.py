@@ -132,9 +132,12 @@ class LocMemStore(Store):
                 for (space, name), reg in self._registers.copy().items()
                 if space == namespace
             ]
-            armed = {
-                name: max(reg.intents.values(), default=now) - now
-                for name, reg in mine
+            under_way = [
+                f"{name} (for {max(reg.intents.values(), default=now) - now:.1f} s at most)"
+                for name, reg in sorted(mine)
                 if reg.intents
-            }
-        return {"registers": len(mine), "armed": armed}
+            ]
+        return {
+            "registers": len(mine),
+            "commits under way": ", ".join(under_way) or "none",
+        }

@@ -9,12 +9,16 @@ from typing import Any
 
 from django import db
 from django.apps import apps
+from django.conf import settings as django_settings
 from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections, models
+from django.db.models import functions
+from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
 import ormcache
+from ormcache import fence
 from ormcache.auditing import DIFFERENT, SAME, Audit
 from ormcache.conf import Settings, current
 from ormcache.connection_state import state_of
@@ -26,6 +30,20 @@ from ormcache.stores import LocMemStore
 
 _BAR = 40
 """Characters."""
+_NAMES: dict[str, Any] = {
+    "models": models,
+    "functions": functions,
+    "timezone": timezone,
+    "settings": django_settings,
+    **{
+        thing.__name__: thing
+        for thing in (
+            *(models.Q, models.F, models.Value, models.Exists, models.OuterRef, models.Subquery),
+            *(models.Count, models.Sum, models.Avg, models.Min, models.Max),
+        )
+    },
+}
+"""What an expression may name besides the models."""
 _NOT_RUN = (
     'Leave out .get(), .first() or .count(), and write the queryset: "Book.objects.filter(pk=1)".'
 )
@@ -49,7 +67,8 @@ class Command(BaseCommand):
         )
         explain.add_argument(
             "query",
-            help='Python, as in the shell, with all models: "Book.objects.filter(pk=1)"',
+            help="Python, as in the shell, with all models and what queries are written with: "
+            '"Book.objects.filter(pk=1)"',
         )
         explain.add_argument("--database", help="the alias to ask; the router's choice without")
         status = commands.add_parser("status", help="show caches, namespaces and counters")
@@ -171,7 +190,7 @@ class Command(BaseCommand):
         # Of two models with one name it is the first app's, as in the shell.
         all_models = reversed(list(apps.get_models()))
         names: dict[str, Any] = {model.__name__: model for model in all_models}
-        names |= {"models": models, "Q": models.Q, "F": models.F}
+        names |= _NAMES
         try:
             queryset = eval(query, names)
         except Exception as error:
@@ -205,6 +224,9 @@ class Command(BaseCommand):
                 "lease in seconds": settings.LEASE,
                 "when the cache fails": route.on_failure,
             }
+            of_fence = fence.status(connections[alias], route, settings)
+            if of_fence is not None:
+                facts["fence"] = of_fence
             if route.store is not None:
                 try:
                     route.store.read(route.namespace, "none", ())
