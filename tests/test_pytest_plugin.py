@@ -1,6 +1,7 @@
 """The pytest plugin for projects that use ormcache, in the test runs of a small project."""
 
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ MODELS = """
 
     class Book(models.Model):
         title = models.CharField(max_length=100)
+
+    class Tag(models.Model):
+        name = models.CharField(max_length=100)
+"""
+BOOKSHOP = """
+    from django.db import models
+
+    class Author(models.Model):
+        name = models.CharField(max_length=100)
+
+    class Book(models.Model):
+        title = models.CharField(max_length=100)
+        author = models.ForeignKey(Author, on_delete=models.CASCADE)
+        year = models.IntegerField()
 
     class Tag(models.Model):
         name = models.CharField(max_length=100)
@@ -73,11 +88,12 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
         ini: str = "",
         options: Any = None,
         cache: str = "locmem.LocMemCache",
+        models: str = MODELS,
     ) -> pytest.RunResult:
         pytester.mkpydir("shop")
         pytester.makepyfile(
             **{
-                "shop/models": MODELS,
+                "shop/models": models,
                 "shop/settings": SETTINGS.format(options=options or {}, cache=cache),
                 "test_shop": HEAD + tests,
             }
@@ -231,6 +247,17 @@ def test_the_fixture_caches_in_a_place_of_its_own(run: Run, mode: str, cache: st
         cache=cache,
     )
     result.assert_outcomes(passed=5)
+
+
+def test_the_first_sample_of_the_documentation_runs_with_the_models_of_the_quickstart(
+    run: Run,
+) -> None:
+    page = (ROOT / "docs" / "howto" / "testing.md").read_text("utf-8")
+    _, _, behind = page.partition("```python\n")
+    sample, _, _ = behind.partition("```")
+    assert "orm_cache" in sample
+    result = run(textwrap.indent(sample, "    "), models=BOOKSHOP)
+    result.assert_outcomes(passed=1)
 
 
 def test_other_tests_are_told_of_what_a_test_with_the_fixture_has_written(run: Run) -> None:
