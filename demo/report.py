@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from itertools import repeat, zip_longest
 
+from django.db import connection
+
 from demo.comparison import Result, Step, Tally
 from demo.screen import Screen
 
@@ -117,6 +119,15 @@ def _print_totals(screen: Screen, result: Result, rounds: int) -> None:
     )
     verdict = screen.paint(f"{result.compared:,} pairs compared, no difference", "bold", "green")
     screen.line(f"  answers   {verdict}")
+    if connection.vendor == "sqlite":
+        note = (
+            "SQLite runs in this process and is about as quick as the cache: try --database and "
+            "--cache with servers."
+        )
+        for line in textwrap.wrap(
+            note, 96, initial_indent="  note      ", subsequent_indent=" " * 12
+        ):
+            screen.line(screen.paint(line, "dim"))
 
 
 def _heading(screen: Screen, title: str, note: str) -> None:
