@@ -36,6 +36,7 @@ class ConnectionState:
         "asked_at",
         "dirty",
         "expected",
+        "in_doubt",
         "is_new",
         "isolation_known",
         "live_cursors",
@@ -80,6 +81,8 @@ class ConnectionState:
         """Whether a pool may know more of the session than this."""
         self.session: Reason | None = None
         """Why this session is not cached any more."""
+        self.in_doubt = False
+        """Whether a transaction may be open that nobody knows of, see :meth:`doubt`."""
         self.search_path = ""
         """The last SET search_path, as its text."""
         self.path_in_doubt = False
@@ -105,6 +108,14 @@ class ConnectionState:
         self.path_set_here = False
         self.isolation_known = False
         """Whether the server was asked for the isolation of this very transaction."""
+
+    def doubt(self) -> None:
+        """From now on a transaction of the session may begin or end without anybody's notice.
+
+        What is written is announced at once, in case there is none, and with the next commit
+        again. Nothing is read from the cache: it may not be what the transaction sees.
+        """
+        self.in_doubt, self.manual, self.session = True, False, Reason.SESSION
 
     def rolled_back(self, connection: Any) -> None:
         """The transaction is undone, and with it any SET inside."""
@@ -203,12 +214,19 @@ def in_transaction(connection: Any, state: ConnectionState) -> bool:
         return True
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
-    if connection.vendor == "mysql":
-        # SET autocommit = 0 outlasts COMMIT; the server tells mysqlclient with each answer.
-        get_autocommit = getattr(connection.connection, "get_autocommit", None)
-        if get_autocommit is not None and not get_autocommit():
-            return True
+    # SET autocommit = 0 outlasts COMMIT.
+    if connection.vendor == "mysql" and commits_by_itself(connection) is False:
+        return True
     return not connection.autocommit
+
+
+def commits_by_itself(connection: Any) -> bool | None:
+    """Whether autocommit is on at the server, which tells MySQL's drivers with each answer.
+
+    Django need not know: it may have been SET. None if the driver does not tell.
+    """
+    get_autocommit = getattr(connection.connection, "get_autocommit", None)
+    return None if get_autocommit is None else bool(get_autocommit())
 
 
 def is_open(connection: Any) -> bool | None:

@@ -102,6 +102,12 @@ def _examine(text: str, vendor: str, settings: Settings) -> Effect:
             own = _only_there(statement.own, names, _passed_on(statement, settings))
     if kind & Kind.UNNAMED_WRITE or EVERYTHING in names:
         names = {EVERYTHING}
+    if kind & Kind.AUTOCOMMIT and len(statements) > 1:
+        # Whether it commits depends on the statements before it.
+        kind = kind & ~Kind.AUTOCOMMIT | Kind.IN_DOUBT
+    if kind & Kind.IN_DOUBT:
+        # What the text began may be over.
+        kind &= ~Kind.BEGIN
     if not kind:
         return NOTHING
     is_plain = kind == Kind.WRITE and len(statements) == 1 and _begins_plainly(text, vendor)

@@ -27,6 +27,7 @@ from ormcache import (
 from ormcache.conf import current
 from ormcache.connection_state import (
     ConnectionState,
+    commits_by_itself,
     in_transaction,
     is_begun_unseen,
     is_open,
@@ -60,6 +61,8 @@ def execute(original: Callable[..., Any], wrapper: Any, /, *args: Any, **kwargs:
             return original(wrapper, *args, **kwargs)
         if effect.search_path:
             effect = _with_parameters(effect, given(1, args, kwargs, "params", "param_list"))
+            if sql.names_temporary_schema(effect.search_path):
+                effect = effect._replace(kind=effect.kind | Kind.SESSION)
         operation = functools.partial(original, wrapper, *args, **kwargs)
         if connection.vendor == "sqlite":
             live = state_of(connection).live_cursors
@@ -174,6 +177,10 @@ def apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any:
     if effect is NOTHING:
         return operation()
     kind, state = effect.kind, state_of(connection)
+    if kind is not Kind.WRITE and kind & Kind.AUTOCOMMIT and commits_by_itself(connection):
+        # It is on already: nothing is committed, not even what BEGIN began.
+        effect = effect._replace(kind=kind & ~Kind.COMMIT)
+        kind = effect.kind
     if kind is not Kind.WRITE and _alters_session(effect) and sessions.are_shared(connection):
         # Before another connection can get it.
         sessions.spoil(connection)
@@ -182,6 +189,8 @@ def apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any:
     if bracket is None and kind is Kind.WRITE:
         # In a transaction, as most are: nothing has to be done afterwards.
         return operation()
+    if kind is not Kind.WRITE:
+        _note_doubt(connection, state, effect)
     was_aborted = bool(kind & Kind.COMMIT) and connection_state.is_aborted(connection)
     try:
         result = alone.run(bracket, operation) if alone.is_fenced else operation()
@@ -208,6 +217,22 @@ def apply(connection: Any, effect: Effect, operation: Callable[[], Any]) -> Any:
         # It may have been the COMMIT.
         unseen.settle(connection, state)
     return result
+
+
+def _note_doubt(connection: Any, state: ConnectionState, effect: Effect) -> None:
+    """Before a statement that may begin or end a transaction, even if it fails half-way."""
+    kind = effect.kind
+    is_ended = (
+        kind & Kind.IMPLICIT_COMMIT
+        and not kind & Kind.BEGIN
+        and state.manual
+        and connection.vendor == "mysql"
+        # With autocommit off, the next statement begins another transaction.
+        and commits_by_itself(connection)
+    )
+    if is_ended or kind & Kind.IN_DOUBT:
+        state.doubt()
+        state.wrote(connection, effect.tables)
 
 
 _Bracket = brackets.Bracket | brackets.Brackets
@@ -280,7 +305,7 @@ def begin(
         return None
     was_open = in_transaction(connection, state)
     registers = state.writes(connection, effect.tables, effect.own)
-    if was_open or state.dirty:
+    if was_open or state.dirty or state.in_doubt:
         # Before the statement runs: it may fail half-way, and a signal may read meanwhile.
         state.wrote(connection, registers)
     if was_open and not _is_seen_at_once(connection, state, effect):
@@ -316,20 +341,17 @@ def _is_seen_at_once(connection: Any, state: ConnectionState, effect: Effect) ->
         is_ended = kind & (Kind.IMPLICIT_COMMIT | Kind.BEGIN)
         if is_ended and not connection.features.can_rollback_ddl:
             return True
-    if vendor == "mysql" and engines.without_transactions(
-        connection, state.route(connection, current()).namespace, effect.tables
-    ):
-        return True
+    if vendor == "mysql":
+        if not state.manual and commits_by_itself(connection):
+            # After SET autocommit = 1, in an atomic() block, too.
+            return True
+        namespace = state.route(connection, current()).namespace
+        if engines.without_transactions(connection, namespace, effect.tables):
+            return True
     if vendor == "sqlite" and connection.connection.isolation_level is None:
         # A COMMIT sent as SQL leaves SQLite in autocommit, in an atomic() block, too.
         return not is_open(connection)
     return state.manual and is_open(connection) is False
-
-
-def _is_autocommit_off(connection: Any) -> bool:
-    """Whether MySQL begins a transaction by itself, though perhaps Django does not know."""
-    get_autocommit = getattr(connection.connection, "get_autocommit", None)
-    return get_autocommit is not None and not get_autocommit()
 
 
 def _note_failed_commit(connection: Any, state: ConnectionState) -> None:
@@ -370,14 +392,20 @@ def note(connection: Any, state: ConnectionState, effect: Effect) -> None:
         state.session = Reason.SESSION
     if kind & Kind.IMPLICIT_COMMIT:
         engines.forget(state.route(connection, current()).namespace)
+    if kind & Kind.AUTOCOMMIT and commits_by_itself(connection) is False:
+        # SET autocommit = %s, with 0
+        kind &= ~Kind.COMMIT
     until_end = state.until_end
     if kind & Kind.COMMIT or (kind & Kind.RELEASE and not is_open(connection)):
         state.ended()
     elif kind & Kind.ROLLBACK:
         state.rolled_back(connection)
-    if kind & Kind.BEGIN or (kind & _ENDS and _is_autocommit_off(connection)):
+    if kind & Kind.BEGIN or (kind & _ENDS and commits_by_itself(connection) is False):
         state.manual = True
         # "BEGIN; UPDATE …" as one text.
+        state.wrote(connection, effect.tables)
+    if kind & Kind.IN_DOUBT:
+        # "COMMIT; EXECUTE …" as one text.
         state.wrote(connection, effect.tables)
     if in_transaction(connection, state):
         _note_until_end(state, kind, until_end)

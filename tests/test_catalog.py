@@ -800,6 +800,51 @@ def test_so_is_one_that_a_selection_is_put_into(
     assert tags() == ["a"]
 
 
+_TAGS = "tests_tag AS SELECT 7 AS id, 'mine' AS name"
+
+
+@pytest.mark.parametrize(
+    ("using", "statements"),
+    [
+        pytest.param(*place.values, statements, marks=place.marks)
+        for alias, *statements in (
+            ("postgresql", f'CREATE TABLE "pg_temp".{_TAGS}'),
+            ("postgresql", f"EXPLAIN ANALYZE CREATE TEMP TABLE {_TAGS}"),
+            ("postgresql", "SET search_path TO pg_temp, public", f"CREATE TABLE {_TAGS}"),
+            ("default", f'CREATE TABLE "temp".{_TAGS}'),
+            ("default", f"CREATE TABLE 'temp'.{_TAGS}"),
+            ("mariadb", f'EXECUTE IMMEDIATE "CREATE TEMPORARY TABLE {_TAGS}"'),
+            ("mariadb", f"BEGIN NOT ATOMIC CREATE TEMPORARY TABLE {_TAGS}; END"),
+        )
+        for place in on_databases(alias, transaction=True).args[1]
+    ],
+)
+def test_so_is_one_that_is_made_in_an_unusual_way(
+    cached: Watch, using: str, tags: Tags, statements: list[str], settings: Any
+) -> None:
+    # There is no fence in the schema that is searched first.
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
+    cached.warm(tags)
+    with session(using):
+        execute(using, *statements)
+        with cached.expect(Reason.SESSION, Reason.SESSION):
+            assert tags() == tags() == ["mine"]
+    assert tags() == ["a"]
+
+
+@on_databases("postgresql", transaction=True)
+def test_so_is_one_for_whose_schema_the_path_has_a_parameter(
+    cached: Watch, using: str, tags: Tags, settings: Any
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
+    with session(using) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SET search_path TO %s, public", ["pg_temp"])
+        execute(using, f"CREATE TABLE {_TAGS}")
+        with cached.expect(Reason.SESSION, Reason.SESSION):
+            assert tags() == tags() == ["mine"]
+
+
 @on_all
 def test_other_temporary_tables_leave_the_session_as_it_was(
     cached: Watch, using: str, tags: Tags

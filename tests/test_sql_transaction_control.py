@@ -7,6 +7,7 @@ from tests.sql_texts import kinds
 
 READ, WRITE, UNNAMED = Kind.READ, Kind.WRITE, Kind.UNNAMED_WRITE
 IMPLICIT = Kind.IMPLICIT_COMMIT
+OPAQUE = UNNAMED | IMPLICIT | Kind.SESSION | Kind.IN_DOUBT
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,15 @@ IMPLICIT = Kind.IMPLICIT_COMMIT
     [
         ("", "COMMIT PREPARED 'a'", UNNAMED),
         ("mysql", "XA COMMIT 'a'", UNNAMED | Kind.COMMIT),
-        ("mysql", "BEGIN NOT ATOMIC DELETE FROM a", UNNAMED | IMPLICIT),
+        ("mysql", "BEGIN NOT ATOMIC DELETE FROM a", OPAQUE),
+        ("mysql", "BEGIN NOT ATOMIC START TRANSACTION; END", OPAQUE),
+        ("mysql", "IF 1 THEN START TRANSACTION; COMMIT; END IF", OPAQUE),
+        ("mysql", "a: LOOP COMMIT; END LOOP", OPAQUE),
+        ("mysql", "EXECUTE a", OPAQUE),
+        ("mysql", "COMMIT; EXECUTE IMMEDIATE 'START TRANSACTION'", OPAQUE),
+        ("mysql", "SET STATEMENT max_statement_time = 1 FOR EXECUTE IMMEDIATE 'COMMIT'", OPAQUE),
+        ("mysql", "/*!50003 START TRANSACTION */", OPAQUE),
+        ("mysql", "BEGIN WORK", Kind.BEGIN | IMPLICIT),
         ("oracle", "BEGIN p(1)", UNNAMED | IMPLICIT),
         ("postgresql", "BEGIN", Kind.BEGIN),
         ("sqlite", "begin immediate", Kind.BEGIN),

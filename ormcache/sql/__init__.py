@@ -21,6 +21,7 @@ from ormcache.sql.kinds import Kind, Statement
 from ormcache.sql.lexer import normalise, tokens, words
 from ormcache.sql.names import NAME, fold, table_name
 from ormcache.sql.reads import Read, analyse_read
+from ormcache.sql.session_settings import names_temporary_schema
 from ormcache.sql.statements import classify
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "analyse_read",
     "classify",
     "fold",
+    "names_temporary_schema",
     "normalise",
     "table_name",
     "tokens",

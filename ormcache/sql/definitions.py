@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ormcache.sql.lexer import Token
+from ormcache.sql.lexer import END, Token
 
 ROUTINES = frozenset({"trigger", "procedure", "function", "event", "package"})
 """What has a body of statements."""
@@ -12,12 +12,15 @@ _OBJECTS = frozenset(
     """
     aggregate cast collation column constraint conversion database domain event extension foreign
     function index language operator package policy procedure publication role routine rule schema
-    sequence server statistics subscription synonym table tablespace transform trigger type user
-    view
+    search sequence server statistics subscription synonym table tablespace transform trigger type
+    user view
     """.split()
 )
 # A change of these changes what queries answer, and names no table whose queries they are.
-_MEANINGS = frozenset("aggregate cast function operator package policy routine rule".split())
+# SEARCH is that of TEXT SEARCH CONFIGURATION and its like.
+_MEANINGS = frozenset(
+    "aggregate cast function operator package policy routine rule search".split()
+)
 _MEANINGS_ONCE_THERE = frozenset("collation domain extension schema type".split())
 # Words of DDL that may change what a name means, or what a query sees of it, without naming it.
 _HINTS = frozenset(
@@ -51,4 +54,14 @@ def changes_meanings(verb: str, stream: list[Token], found: frozenset[str]) -> b
 
 def is_temporary(stream: list[Token]) -> bool:
     """Whether the table that is made is one of this session alone."""
-    return any(token.keyword in ("temp", "temporary", "pg_temp") for token in stream)
+    for token, after in zip(stream, [*stream[1:], END], strict=True):
+        if token.keyword in ("temp", "temporary"):
+            return True
+        # A column may be called "temp". SQLite takes a string for a name.
+        name = token.folded.strip("'").casefold()
+        if after.text == "." and (name == "temp" or name.startswith("pg_temp")):
+            return True
+        if token.keyword == "u" and after.text == "&":
+            # U&"pg!005ftemp"
+            return True
+    return False

@@ -36,6 +36,10 @@ class Kind(enum.Flag):
     """Changes what the connection sees in a way that is not followed."""
     LOCAL = enum.auto()
     """The same, and the end of the transaction undoes it."""
+    AUTOCOMMIT = enum.auto()
+    """Sets MySQL's autocommit, with COMMIT: it commits only where that was off."""
+    IN_DOUBT = enum.auto()
+    """May begin or end a transaction, or makes later statements do so, unknown to anybody."""
     TEMPORARY = enum.auto()
     """Makes a table that this session alone sees, in front of others of its name."""
 

@@ -20,9 +20,17 @@ _HARMLESS_SETTINGS = frozenset(
     lock_timeout log_statement maintenance_work_mem max_execution_time
     max_parallel_workers_per_gather max_statement_time optimizer_switch statement_timeout
     synchronous_commit temp_buffers transaction unique_checks wait_timeout work_mem
-    sql_auto_is_null
     """.split()
 )
+_OFF = frozenset({"0", "off", "false"})
+# Levels of MySQL under which each statement of a transaction sees the latest commits, and others.
+_LEVELS = {
+    "read-committed": Kind.READ,
+    "repeatable-read": Kind.ISOLATION,
+    "serializable": Kind.ISOLATION,
+}
+# Other forms of SET that commit on MySQL: SET PASSWORD, SET DEFAULT ROLE.
+_COMMITTING_SETS = frozenset({"password", "default"})
 _HARMLESS_PRAGMAS = frozenset(
     """
     application_id auto_vacuum busy_timeout cache_size defer_foreign_keys foreign_key_check
@@ -59,11 +67,14 @@ def classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
     name = rest[0].folded if rest else ""
     found = words(sql)
     if name in ("search_path", "schema"):
+        # There any CREATE TABLE may make a temporary one, which outlives SET LOCAL.
+        kind = Kind.SESSION if names_temporary_schema(sql) else Kind.READ
         if is_local:
-            return Statement(Kind.SEARCH_PATH | Kind.LOCAL)
-        return Statement(Kind.SEARCH_PATH, detail=" ".join(token.text for token in stream))
+            return Statement(Kind.SEARCH_PATH | Kind.LOCAL | kind)
+        text = " ".join(token.text for token in stream)
+        return Statement(Kind.SEARCH_PATH | kind, detail=text)
     if vendor == "mysql":
-        return Statement(_mysql_settings(rest, found))
+        return Statement(_mysql_settings(stream, rest))
     if name == "transaction" and vendor == "postgresql":
         # Outside of transactions it does nothing.
         is_lax = {"read", "committed"} <= found or "isolation" not in found
@@ -74,6 +85,12 @@ def classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
         is_dotted = len(rest) > 1 and rest[1].text == "."
         kind = Kind.READ if name in _HARMLESS_SETTINGS and not is_dotted else Kind.SESSION
     return Statement(Kind.LOCAL if is_local and kind else kind)
+
+
+def names_temporary_schema(text: str) -> bool:
+    """Whether a search path may have PostgreSQL's schema of temporary tables, by its own name."""
+    folded = text.casefold()
+    return "pg_temp" in folded or "u&" in folded or "\\" in folded
 
 
 def behind_set_statement(stream: list[Token]) -> list[Token] | None:
@@ -110,34 +127,71 @@ def _is_about_isolation(found: frozenset[str]) -> bool:
 
 def _isolation(found: frozenset[str]) -> Kind:
     if "uncommitted" in found:
-        # Outside of transactions, too, MySQL then shows what may never be committed.
+        # Then some show what may never be committed, outside of transactions, too.
         return Kind.SESSION
     return Kind.READ if {"read", "committed"} <= found else Kind.ISOLATION
 
 
-def _mysql_settings(rest: list[Token], found: frozenset[str]) -> Kind:
-    """SET [scope] name = value, [scope] name = value, …"""
-    kind = _isolation(found) if _is_about_isolation(found) else Kind.READ
+def _mysql_settings(stream: list[Token], rest: list[Token]) -> Kind:
+    """SET [scope] name = value, [scope] name = value, …; ``rest`` is without the first scope."""
+    if stream[0].folded == "reset":
+        # RESET QUERY CACHE, RESET MASTER
+        return Kind.SESSION | Kind.IMPLICIT_COMMIT
+    first = rest[0].keyword if rest else ""
+    if first == "transaction":
+        return _mysql_transaction(rest)
+    if first in _COMMITTING_SETS:
+        return Kind.SESSION | Kind.IMPLICIT_COMMIT
+    kind = Kind.READ
     assigned = [
-        (rest[at - 1 - (rest[at - 1].text == ":")], rest[at + 1])
+        (rest[at - 1 - (rest[at - 1].text == ":")].folded, _literal(rest, at + 1))
         for at, token in enumerate(rest)
         if token.text == "=" and 0 < at < len(rest) - 1
     ]
-    if not assigned and rest and rest[0].folded not in ("transaction", "constraints"):
+    if not assigned and first != "constraints":
         return kind | Kind.SESSION
     for variable, value in assigned:
-        name = variable.folded.casefold()
+        name = variable.casefold()
         if name.startswith("@") and not name.startswith("@@"):
             # The user's own: a query that reads one is not cached.
             continue
-        name = name.rpartition(".")[2].lstrip("@")
-        if name == "autocommit":
-            # 0 opens a transaction, anything else commits the one that is open.
-            off = value.folded.strip("'\"").casefold() in ("0", "off", "false")
-            kind |= Kind.BEGIN if off else Kind.COMMIT
-        elif "isolation" not in name and name not in _HARMLESS_SETTINGS:
-            kind |= Kind.SESSION
+        kind |= _mysql_setting(name.rpartition(".")[2].lstrip("@"), value)
     return kind
+
+
+def _mysql_setting(name: str, value: str) -> Kind:
+    """What ``name = value`` changes; a value that is not literally there is ``""``."""
+    if name == "autocommit":
+        # 0 opens a transaction, anything else commits the one that is open, if autocommit was off.
+        return Kind.BEGIN if value in _OFF else Kind.COMMIT | Kind.AUTOCOMMIT
+    if "isolation" in name:
+        # READ UNCOMMITTED shows what may never be committed, outside of transactions, too.
+        return _LEVELS.get(value, Kind.SESSION)
+    if name == "completion_type":
+        # With CHAIN, each COMMIT and ROLLBACK begins a transaction.
+        return Kind.SESSION | Kind.IN_DOUBT
+    if name == "sql_auto_is_null":
+        # Django switches it off.
+        return Kind.READ if value in _OFF else Kind.SESSION
+    return Kind.READ if name in _HARMLESS_SETTINGS else Kind.SESSION
+
+
+def _mysql_transaction(rest: list[Token]) -> Kind:
+    """[SET SESSION] TRANSACTION ISOLATION LEVEL level, READ ONLY"""
+    following = [token.keyword for token in rest]
+    if "level" not in following:
+        return Kind.SESSION if "isolation" in following else Kind.READ
+    at = following.index("level") + 1
+    first, second = [*following, "", ""][at : at + 2]
+    return _LEVELS.get(first if first == "serializable" else f"{first}-{second}", Kind.SESSION)
+
+
+def _literal(stream: list[Token], at: int) -> str:
+    """The value that is assigned, without its quotes; ``""`` unless it is one word or string."""
+    following = stream[at + 1] if at + 1 < len(stream) else END
+    if following is not END and following.text != ",":
+        return ""
+    return stream[at].folded.strip("'\"").casefold()
 
 
 # --- in the midst of other statements ------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from ormcache.sql.definitions import ROUTINES, changes_meanings, is_temporary
@@ -21,6 +22,9 @@ from ormcache.sql.transaction_control import transaction_control
 # ANALYZE and EXPLAIN ANALYZE execute what follows, on some databases.
 _READS = frozenset("select with values table explain show describe desc declare analyze".split())
 _WRITES = frozenset("insert update delete merge replace into truncate copy load upsert".split())
+_EXPLAINS = frozenset("explain analyze describe desc".split())
+# What PostgreSQL's EXPLAIN ANALYZE executes, too.
+_EXPLAINED = frozenset({"create", "refresh"})
 # What does the same whatever follows.
 _SIMPLE = {
     **dict.fromkeys(
@@ -37,6 +41,9 @@ _SIMPLE = {
 }
 # What may write to any table.
 _UNNAMED = frozenset("call do exec execute begin_procedure import".split())
+# Of MySQL and MariaDB: what can run anything whatever, such as START TRANSACTION.
+_OPAQUE_VERBS = frozenset("execute if case loop while repeat for".split())
+_OPAQUE = Kind.UNNAMED_WRITE | Kind.IMPLICIT_COMMIT | Kind.SESSION | Kind.IN_DOUBT
 _LOCK_FUNCTION = re.compile(r"pg_(?:try_)?advisory_(?:xact_)?lock(?:_shared)?|get_lock")
 _SEPARATORS = "; \t\r\n"
 
@@ -51,10 +58,31 @@ def classify(sql: str, vendor: str = "postgresql") -> list[Statement]:
             kind |= Kind.SESSION
         names = frozenset({target.name})
         return [Statement(kind, names, deletes=target.deletes, own=target.own)]
+    parts = _split(list(tokens(sql, vendor)))
+    if vendor == "mysql" and any(map(_is_opaque, parts)):
+        # Where a block ends is not known either.
+        return [Statement(_OPAQUE, mentions=words(sql))]
     return [
         _classify_one(part, sql[part[0].at : part[-1].at + len(part[-1].text)], vendor)
-        for part in _split(list(tokens(sql, vendor)))
+        for part in parts
     ]
+
+
+def _is_opaque(stream: list[Token]) -> bool:
+    """Whether this runs statements of MySQL and MariaDB that are in a string or in a block.
+
+    Such a block may stand outside of procedures: BEGIN NOT ATOMIC …, IF …, name: LOOP …. Also
+    what is in a comment that is executed, if it begins the statement.
+    """
+    behind = behind_set_statement(stream) if stream[0].keyword == "set" else None
+    first, second = [*(behind or stream), END][:2]
+    if first.keyword == "begin":
+        return second is not END and second.keyword != "work"
+    if first.text == "/":
+        # Or not, depending on the server's version.
+        return next((token.keyword for token in stream if token.is_name), "") not in _WRITES
+    is_labelled = first.is_name and second.text == ":"
+    return first.keyword in _OPAQUE_VERBS or is_labelled
 
 
 def _split(stream: list[Token]) -> list[list[Token]]:
@@ -138,6 +166,10 @@ def _classify_write(
         kind |= Kind.UNNAMED_WRITE
     if verb == "create" and is_temporary(stream):
         kind |= Kind.TEMPORARY
+        head = itertools.takewhile(lambda token: token.folded not in ("as", "("), stream)
+        if any(token.kind == "string" for token in head):
+            # Names in the way of strings, as SQLite takes them, are no targets.
+            kind |= Kind.SESSION
     own = own_target_of_insert(sql) if verb == "insert" else ""
     return Statement(kind, targets_of(stream), found, own=own)
 
@@ -147,12 +179,17 @@ def _classify_write(
 
 def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Statement:
     found = words(sql)
-    if verb in ("show", "describe", "desc"):
+    if verb == "show":
         return Statement(Kind.READ, mentions=found)
-    if verb in ("explain", "analyze") and any(token.folded == "execute" for token in stream[1:]):
+    explains = verb in _EXPLAINS
+    made = next((i for i, token in enumerate(stream) if token.keyword in _EXPLAINED), 0)
+    if explains and made:
+        # PostgreSQL's EXPLAIN ANALYZE CREATE TABLE t AS …
+        return _classify_write(stream[made:], sql, found, stream[made].keyword, vendor)
+    if explains and any(token.folded == "execute" for token in stream[1:]):
         # PostgreSQL's EXPLAIN ANALYZE EXECUTE runs what was prepared, whatever that is.
         return Statement(Kind.UNNAMED_WRITE, mentions=found)
-    kind = _effects_within(stream)
+    kind = _effects_within(stream, vendor)
     if kind & Kind.UNNAMED_WRITE:
         return Statement(Kind.UNNAMED_WRITE, mentions=found)
     if verb == "analyze":
@@ -166,7 +203,7 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
     if escapes_names(sql, vendor):
         # The targets are not found by their names.
         kind = kind & ~Kind.WRITE | Kind.UNNAMED_WRITE
-    if is_temporary(stream):
+    if "into" in found and is_temporary(stream):
         # SELECT … INTO TEMP t
         kind |= Kind.TEMPORARY
     if vendor == "postgresql" and "pg_settings" in found:
@@ -175,13 +212,16 @@ def _classify_read(stream: list[Token], sql: str, verb: str, vendor: str) -> Sta
     return Statement(kind, targets_of(stream), found)
 
 
-def _effects_within(stream: list[Token]) -> Kind:
+def _effects_within(stream: list[Token], vendor: str) -> Kind:
     """What the functions, locking clauses and writes in the midst of a read do."""
+    # There UPDATE is no name of a function: UPDATE (a JOIN b) SET …
+    is_reserved = vendor == "mysql"
     kind = Kind.READ
     following = [*stream[1:], END]
     before = END
     for index, (token, after) in enumerate(zip(stream, following, strict=True)):
-        if token.is_name and after.text == "(":
+        is_update = is_reserved and token.keyword == "update" and before.text != "."
+        if token.is_name and after.text == "(" and not is_update:
             if _LOCK_FUNCTION.fullmatch(token.folded):
                 kind |= Kind.LOCK
             elif token.folded == "set_config":
