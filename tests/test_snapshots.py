@@ -212,7 +212,7 @@ def test_outside_transactions_the_isolation_level_does_not_matter(
 
 
 @scenario(26)
-@pytest.mark.parametrize("way", ["option", "SET", "variable"])
+@pytest.mark.parametrize("way", ["option", "SET", "variable", "number", "parameter"])
 @on_mariadb
 def test_an_uncommitted_row_that_a_transaction_reads_is_served_to_nobody(
     cached: Watch, using: str, author: Author, names: Names, way: str
@@ -221,12 +221,16 @@ def test_an_uncommitted_row_that_a_transaction_reads_is_served_to_nobody(
         "option": "SELECT 1",
         "SET": "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED",
         "variable": "SET tx_isolation = 'READ-UNCOMMITTED'",
+        "number": "SET tx_isolation = 0",
+        "parameter": "SET tx_isolation = %s",
     }
+    parameters = ["READ-UNCOMMITTED"] if way == "parameter" else None
     options = {"isolation_level": "read uncommitted"} if way == "option" else {}
     with session(using), transaction.atomic(using):
         update(using)
-        with session(using, **({"OPTIONS": options} if options else {})):
-            execute(using, statements[way])
+        with session(using, **({"OPTIONS": options} if options else {})) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute(statements[way], parameters)
             why = "reads uncommitted rows" if way == "option" else SESSION
             with cached.expect(why, why):
                 assert names() == [NEW]
@@ -587,6 +591,34 @@ def test_a_session_that_is_altered_in_the_midst_of_a_statement_is_not_cached(
         with cached.expect(SESSION, SESSION):
             assert names() == names() == expected
     assert cached.warm(names) == [OLD]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "EXECUTE IMMEDIATE 'SET div_precision_increment = 9'",
+        "BEGIN NOT ATOMIC SET div_precision_increment = 9; END",
+        "SET sql_auto_is_null = 1",
+    ],
+)
+@on_mariadb
+def test_a_session_that_may_have_been_altered_out_of_sight_is_not_cached(
+    cached: Watch, using: str, author: Author, names: Names, statement: str
+) -> None:
+    with session(using):
+        cached.warm(names)
+        execute(using, statement)
+        with cached.expect(SESSION):
+            names()
+
+
+@on_mariadb
+def test_a_session_in_which_django_switches_off_auto_is_null_is_cached(
+    cached: Watch, using: str, author: Author, names: Names
+) -> None:
+    with session(using):
+        execute(using, "SET SQL_AUTO_IS_NULL = 0")
+        cached.warm(names)
 
 
 @on_mariadb

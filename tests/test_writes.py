@@ -727,6 +727,16 @@ def update_with_a_modifier(db):
     run(db, "UPDATE LOW_PRIORITY IGNORE tests_author SET name = 'new'")
 
 
+@story(MARIADB)
+def analysis_of_an_update_of_joined_tables(db):
+    AuthorFactory()
+    yield rows(Author, db)
+    run(
+        db,
+        "ANALYZE UPDATE (tests_author a JOIN tests_author b ON a.id = b.id) SET a.name = 'new'",
+    )
+
+
 @story(POSTGRESQL, MARIADB)
 def truncate(db):
     Note.objects.using(db).create()
@@ -1268,6 +1278,22 @@ def another_body_of_a_declared_function(db):
 
 
 @story(POSTGRESQL)
+def other_words_that_a_text_search_knows(db):
+    from django.contrib.postgres.search import SearchVector
+
+    with made(
+        db,
+        "CREATE TEXT SEARCH CONFIGURATION tests_search (COPY = english)",
+        "DROP TEXT SEARCH CONFIGURATION tests_search",
+    ):
+        AuthorFactory(name="old")
+        vector = SearchVector("name", config="tests_search")
+        yield lambda: Author.objects.using(db).annotate(v=vector).filter(v="old").count()
+        run(db, "ALTER TEXT SEARCH CONFIGURATION tests_search DROP MAPPING FOR asciiword")
+        yield
+
+
+@story(POSTGRESQL)
 def another_name_of_a_value_of_a_type(db):
     column = "ALTER TABLE tests_note ALTER COLUMN text TYPE {0} USING text::{0}"
     with (
@@ -1661,6 +1687,109 @@ def test_when_nobody_knows_whether_a_commit_failed_writes_are_announced_then_and
                 assert_true(authors)
                 assert_true(tags)
     assert (authors()[0][1], tags()[0][1]) == ("new", "new")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        # A transaction is open afterwards of which the driver tells nothing.
+        ["EXECUTE IMMEDIATE 'START TRANSACTION'"],
+        ["BEGIN NOT ATOMIC START TRANSACTION; END"],
+        ["PREPARE tests_begin FROM 'START TRANSACTION'", "EXECUTE tests_begin"],
+        ["/*!50003 START TRANSACTION */"],
+        ["SET completion_type = 1", "BEGIN", "COMMIT"],
+        ["SET completion_type = 'CHAIN'", "BEGIN", "ROLLBACK"],
+        ["EXECUTE IMMEDIATE 'SET completion_type = 1'", "BEGIN", "COMMIT"],
+        ["COMMIT; EXECUTE IMMEDIATE 'START TRANSACTION'"],
+        # No transaction has ended.
+        ["BEGIN", "SET autocommit = 1"],
+        ["BEGIN", "SET autocommit = 1; SELECT 1"],
+        ["BEGIN", "CREATE TEMPORARY TABLE tests_scratch (id int)"],
+        # Or it has, and nobody knows.
+        ["BEGIN", "EXECUTE IMMEDIATE 'COMMIT'"],
+        ["BEGIN", "CREATE OR REPLACE TABLE tests_scratch (id int)"],
+        ["BEGIN", "SET PASSWORD = PASSWORD('')"],
+    ],
+    ids=str,
+)
+@on_databases(MARIADB, transaction=True)
+def test_writes_are_announced_with_whatever_commits_them(
+    cached: Watch, using: str, before: list[str]
+) -> None:
+    """In a session of which nobody knows whether a transaction is open."""
+    with factories.using(using):
+        AuthorFactory()
+    authors = rows(Author, using)
+    try:
+        with session(using):
+            for statement in before:
+                with connections[using].cursor() as cursor:
+                    cursor.execute(statement)
+                    while cursor.nextset():
+                        pass
+            for end in ("COMMIT", "commit()"):
+                run(using, f"UPDATE tests_author SET name = '{end}'")
+                answer, (outcome,) = cached.call(authors)
+                assert answer[0][1] == end
+                if end == "COMMIT":
+                    assert outcome in ("session was altered", "table written in this transaction")
+                with session(using):
+                    wait_for_lease(using, authors)
+                    assert_true(authors)
+                if end == "COMMIT":
+                    run(using, end)
+                else:
+                    connections[using].commit()
+                with session(using):
+                    wait_for_lease(using, authors)
+                    assert_true(authors)
+                    assert authors()[0][1] == end
+    finally:
+        run(using, "DROP TABLE IF EXISTS tests_scratch")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET autocommit = 1",
+        "SET PASSWORD = PASSWORD('')",
+        "RESET QUERY CACHE",
+        "EXECUTE IMMEDIATE 'COMMIT'",
+        "BEGIN NOT ATOMIC COMMIT; END",
+    ],
+)
+@on_databases(MARIADB, transaction=True)
+def test_what_commits_in_an_atomic_block_publishes_what_was_written(
+    cached: Watch, using: str, statement: str
+) -> None:
+    with factories.using(using):
+        AuthorFactory()
+    authors = rows(Author, using)
+    with session(using), transaction.atomic(using):
+        with session(using):
+            cached.warm(authors)
+        run(using, "UPDATE tests_author SET name = 'new'")
+        run(using, statement)
+        with session(using):
+            assert_true(authors)
+            assert authors()[0][1] == "new"
+
+
+@on_databases(MARIADB, transaction=True)
+def test_after_autocommit_was_switched_on_an_atomic_block_takes_effect_at_once(
+    cached: Watch, using: str
+) -> None:
+    with factories.using(using):
+        AuthorFactory()
+    authors = rows(Author, using)
+    with session(using), transaction.atomic(using):
+        run(using, "SET autocommit = 1")
+        with session(using):
+            cached.warm(authors)
+        for name in ("one", "two"):
+            Author.objects.using(using).update(name=name)
+            with session(using):
+                assert cached.warm(authors)[0][1] == name
 
 
 def assert_true(question: Question) -> None:
