@@ -54,16 +54,16 @@ def flush(using: str | None = None) -> None:
 
 
 def _touch(using: str | None, names: set[str]) -> None:
-    unreachable: tuple[str, CacheUnreachable] | None = None
+    unreachable: list[tuple[str, CacheUnreachable]] = []
     for alias in [using] if using is not None else list(connections):
         try:
             transactions.touch(connections[alias], names)
         except CacheUnreachable as error:
             # The others are told all the same.
-            unreachable = unreachable or (alias, error)
-    if unreachable is not None:
-        alias, error = unreachable
-        raise CacheUnreachable(_untold(alias, names, error.__cause__)) from error.__cause__
+            unreachable.append((alias, error))
+    if unreachable:
+        alias, first = unreachable[0]
+        raise CacheUnreachable(_untold(alias, names, first.__cause__)) from first.__cause__
 
 
 def _untold(alias: str, names: set[str], cause: object) -> str:
