@@ -18,7 +18,7 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.memcached import BaseMemcachedCache
 from django.db import connections, router
 
-from ormcache import conf, relations, sql
+from ormcache import conf, policies, relations, sql
 from ormcache.exceptions import SettingsError
 from ormcache.replica_router import ReplicaRouter
 from ormcache.routers import chosen, groups
@@ -111,12 +111,15 @@ def _unknown_names(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
                 "E005",
                 f"ORMCACHE['MODELS'] has {label!r}, which is no model.",
                 (f"Did you mean {similar!r}? " if similar else "")
-                + 'Write "app_label.ModelName", or "app_label.*" for all models of an app.',
+                + 'Write "app_label.ModelName", "app_label.*" for all models of an app, or "*" '
+                "for all.",
             )
 
 
 def _is_label(label: str) -> bool:
     """Whether ``label`` may be a key of ``MODELS``."""
+    if label == policies.ALL:
+        return True
     app_label, _, name = label.rpartition(".")
     try:
         app = apps.get_app_config(app_label)

@@ -162,7 +162,7 @@ class DatabaseSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelSettings:
-    """``ORMCACHE["MODELS"]["app.Model"]`` or ``["app.*"]``."""
+    """``ORMCACHE["MODELS"]["app.Model"]``, ``["app.*"]`` or ``["*"]``."""
 
     ENABLED: bool | None = _flag(None)
     TIMEOUT: float | Literal[Inherited.INHERITED] | None = _own_timeout()

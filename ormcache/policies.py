@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from django.apps import apps
@@ -10,6 +10,9 @@ from django.apps import apps
 from ormcache import relations
 from ormcache import tables as table_names
 from ormcache.conf import Inherited, ModelSettings, Settings
+
+ALL = "*"
+"""The key in ``MODELS`` for all tables, those of no model included. It vouches for none."""
 
 
 class Policy(NamedTuple):
@@ -36,12 +39,14 @@ class _Known(NamedTuple):
 
     basis: tuple[object, ...]
     tables: dict[str, ModelSettings]
+    others: ModelSettings
+    """What holds for all other tables, those of no model included."""
     policies: dict[tuple[str, ...], Policy]
 
 
 class _Policies:
     def __init__(self) -> None:
-        self._known = _Known((), {}, {})
+        self._known = _Known((), {}, ModelSettings(), {})
 
     def of(self, tables: tuple[str, ...], settings: Settings) -> Policy:
         """The policy for a query that reads ``tables``."""
@@ -51,15 +56,16 @@ class _Policies:
         basis = (settings, table_names.known.generation)
         if basis != known.basis:
             # One assignment, so that another thread sees the old or the new.
-            self._known = known = _Known(basis, _by_table(settings.MODELS), {})
+            others = settings.MODELS.get(ALL, ModelSettings())
+            self._known = known = _Known(basis, _by_table(settings.MODELS), others, {})
         policy = known.policies.get(tables)
         if policy is None:
-            policy = known.policies[tables] = _combine(tables, known.tables)
+            found = [known.tables.get(name, known.others) for name in tables]
+            policy = known.policies[tables] = _combine(found)
         return policy
 
 
-def _combine(tables: tuple[str, ...], settings: Mapping[str, ModelSettings]) -> Policy:
-    found = [settings.get(name, ModelSettings()) for name in tables]
+def _combine(found: Sequence[ModelSettings]) -> Policy:
     timeouts = [s.TIMEOUT for s in found if not isinstance(s.TIMEOUT, Inherited)]
     return Policy(
         enabled=all(s.ENABLED is not False for s in found),
@@ -69,7 +75,11 @@ def _combine(tables: tuple[str, ...], settings: Mapping[str, ModelSettings]) -> 
 
 
 def _by_table(models: Mapping[str, ModelSettings]) -> dict[str, ModelSettings]:
-    """Settings by table; what is said of a model comes before what is said of its app."""
+    """Settings of the tables that have some, by ``"app.Model"``, ``"app.*"`` or :data:`ALL`.
+
+    What is said of a model comes before what is said of its app, and that before what is said of
+    all.
+    """
     of_apps: dict[str, ModelSettings] = {}
     of_models: dict[str, ModelSettings] = {}
     for model in apps.get_models(include_auto_created=True, include_swapped=True):
@@ -81,7 +91,8 @@ def _by_table(models: Mapping[str, ModelSettings]) -> dict[str, ModelSettings]:
                 found[table] = _stricter(found.get(table), settings)
     for table, settings in of_models.items():
         of_apps[table] = _specific(of_apps.get(table, ModelSettings()), settings)
-    return of_apps
+    of_all = models.get(ALL, ModelSettings())
+    return {table: _specific(of_all, settings) for table, settings in of_apps.items()}
 
 
 def _stricter(one: ModelSettings | None, other: ModelSettings) -> ModelSettings:

@@ -32,7 +32,8 @@ class Reason(str, enum.Enum):
     )
     MODEL_OFF = (
         "model switched off",
-        'ORMCACHE["MODELS"] switches off a model whose table the query reads.',
+        'ORMCACHE["MODELS"] switches off a model whose table the query reads, or by "*" every '
+        "table that it does not switch on.",
     )
     NO_CACHE = (
         "no usable cache",

@@ -200,7 +200,8 @@ def unexplained(names: Iterable[str], settings: Settings) -> set[str]:
 def not_vouched_for(names: Iterable[str], settings: Settings) -> set[str]:
     """Those of ``names`` of which neither ``DEPENDS_ON`` nor ``MODELS`` says anything.
 
-    ``DEPENDS_ON`` has the name as a key, or ``MODELS`` enables a model of that table.
+    ``DEPENDS_ON`` has the name as a key, or ``MODELS`` enables a model of that table or its app.
+    Who enables all models by ``"*"`` has not looked at each of them, and vouches for none.
     """
     found = set(names)
     if not found or not (settings.DEPENDS_ON or settings.MODELS):

@@ -83,7 +83,7 @@ def test_a_good_configuration_is_silent(check: Check, cache: dict[str, Any]) -> 
         {"LEASE": 3, "SOCKET_TIMEOUT": 1},
         {"CACHE_ALIAS": "second", "CONSISTENCY": "strict"},
         {"DATABASES": {"default": {"TIMEOUT": None, "CACHE_ALIAS": "second"}}},
-        {"MODELS": {"tests.Author": {"TIMEOUT": 5}, "auth.*": {"ENABLED": False}}},
+        {"MODELS": {"tests.Author": {"TIMEOUT": 5}, "auth.*": {"ENABLED": False}, "*": {}}},
         {"DEPENDS_ON": {"a_view": ["tests_author", "another"], "another": ["tests_book"]}},
         {"WRITES": {"tests_author": ["TESTS_BOOK"]}},
     ],

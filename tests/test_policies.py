@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.models import Group
 from django.core.cache import caches
 from django.db import models
 
@@ -59,7 +60,22 @@ OFF, ON = {"ENABLED": False}, {"ENABLED": True}
         # Spelled as the class is; the system check complains of the rest.
         ({"tests.book": OFF}, [BOOK], True),
         ({"Book": OFF}, [BOOK], True),
-        ({"*": OFF}, [BOOK], True),
+        # All, those of no model included; the least specific key.
+        ({"*": OFF}, [BOOK], False),
+        ({"*": OFF}, ["auth_user"], False),
+        ({"*": OFF}, ["of_no_model"], False),
+        ({"*": ON}, ["of_no_model"], True),
+        ({"*": OFF, "tests.Book": ON}, [BOOK], True),
+        ({"tests.Book": ON, "*": OFF}, [BOOK], True),
+        ({"*": OFF, "tests.Book": ON}, [BOOK, AUTHOR], False),
+        ({"*": OFF, "tests.Book": ON}, [TAGS], False),
+        ({"*": OFF, "tests.Book_tags": ON}, [TAGS], True),
+        ({"*": OFF, "tests.*": ON}, [BOOK, TAGS], True),
+        ({"*": OFF, "tests.*": ON}, ["auth_user"], False),
+        ({"*": OFF, "tests.*": ON, "tests.Book": OFF}, [BOOK], False),
+        ({"*": OFF, "tests.Book": {"TIMEOUT": 5}}, [BOOK], False),
+        ({"*": ON, "tests.Book": OFF}, [BOOK], False),
+        ({"*": OFF, "tests.CheapBook": ON}, [BOOK], True),
     ],
 )
 def test_a_query_is_cached_if_all_its_tables_are(
@@ -95,6 +111,12 @@ def seconds(value: Any) -> dict[str, Any]:
         ({"tests.*": seconds(5), "tests.Book": ON}, [BOOK], 5),
         ({"tests.*": seconds(5)}, ["auth_user", BOOK], 5),
         ({"tests.*": seconds(None)}, ["auth_user", BOOK], 100),
+        # "*" comes last, and is for tables of no model, too.
+        ({"*": seconds(5)}, [BOOK, "of_no_model"], 5),
+        ({"*": seconds(5), "tests.*": seconds(500)}, [BOOK], 500),
+        ({"*": seconds(5), "tests.Book": seconds(None)}, [BOOK], None),
+        ({"*": seconds(5), "tests.*": ON, "tests.Book": ON}, [BOOK], 5),
+        ({"*": seconds(None)}, ["of_no_model"], None),
         # Two models of one table.
         ({"tests.Book": seconds(50), "tests.CheapBook": seconds(5)}, [BOOK], 5),
         ({"tests.Book": seconds(5), "tests.CheapBook": seconds(None)}, [BOOK], 5),
@@ -268,3 +290,19 @@ def test_tables_without_a_model_setting_stay_as_they_are(
     cached.warm(lambda: list(Country.objects.all()))
     with cached.expect(Reason.MODEL_OFF):
         list(Restaurant.objects.all())
+
+
+@on_databases("default", transaction=True)
+def test_a_few_models_are_switched_on_and_all_else_off(cached: Watch, settings: Any) -> None:
+    settings.ORMCACHE = {
+        **settings.ORMCACHE,
+        "MODELS": {"*": OFF, "tests.Book": ON, "tests.Book_tags": ON, "tests.Tag": ON},
+    }
+    cached.warm(lambda: list(Book.objects.filter(tags__name="a")))
+    for question in (
+        lambda: list(Author.objects.all()),
+        lambda: list(Book.objects.filter(author__name="a")),
+        lambda: list(Group.objects.all()),
+    ):
+        with cached.expect(Reason.MODEL_OFF):
+            question()

@@ -223,7 +223,7 @@ def test_enabling_an_unmanaged_model_vouches_for_its_table(label: str) -> None:
     assert facts_of(AuthorBooks.objects.all(), MODELS=models).reason is None
 
 
-@pytest.mark.parametrize("label", ["tests.Author", "other.*"])
+@pytest.mark.parametrize("label", ["tests.Author", "other.*", "*"])
 def test_enabling_another_model_does_not_vouch_for_an_unmanaged_one(label: str) -> None:
     models = {label: conf.ModelSettings(ENABLED=True)}
     assert facts_of(AuthorBooks.objects.all(), MODELS=models).reason is Reason.UNMANAGED
