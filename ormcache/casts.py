@@ -1,9 +1,10 @@
 """Casts whose result depends on the moment.
 
 PostgreSQL reads the texts 'now' and 'today' as times, also those in a column; MySQL and MariaDB
-put a time of day into today's date. The text of a query does not tell the types of its columns,
-and the casts that Django makes for ``TruncDate`` or ``__date`` look the same: so its expressions
-are looked at, if the text has a cast at all.
+put a time of day into today's date, also where nothing but a date beside it asks for one. The
+text of a query does not tell the types of its columns, and the casts that Django makes for
+``TruncDate`` or ``__date`` look the same: so its expressions are looked at; on PostgreSQL, if the
+text has a cast at all.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ from typing import Any
 from django.core.exceptions import FieldError
 from django.db.models import (
     BooleanField,
+    Case,
     DateField,
     DecimalField,
     DurationField,
+    ExpressionWrapper,
     FloatField,
     Func,
     IntegerField,
+    Max,
+    Min,
     TimeField,
     UUIDField,
     Value,
+    When,
 )
 from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import Col, RawSQL
-from django.db.models.functions import Cast
+from django.db.models.functions import Cast, Coalesce, Greatest, Least, NullIf
+from django.db.models.lookups import Lookup
 from django.db.models.sql.query import Query
 from django.db.models.sql.where import ExtraWhere
 
@@ -45,6 +52,21 @@ _HANDWRITTEN = re.compile(
 _ANY = re.compile(rf"(?:::|\bas\b){_GAP}{_NAMED}|\b{_TYPE}\"?{_GAP}\(", re.IGNORECASE | re.DOTALL)
 _TO_MOMENT = re.compile(rf"(?:{_TYPE}|{_RANGE})", re.IGNORECASE)
 _CALLED = frozenset({"date", "time", "timestamp", "timestamptz", "timetz"})
+# What returns one of the values that it is given.
+_PASSED_ON = (Case, Coalesce, ExpressionWrapper, Greatest, Least, Max, Min, NullIf)
+# What takes a time and a date side by side without making one of the other.
+_SIDE_BY_SIDE = frozenset({"Concat", "ConcatPair", "JSONArray", "JSONObject", "Tuple", "When"})
+# Functions of MySQL that put a time into today's date.
+_OF_DATES = re.compile(
+    r"""
+    \b(?:
+        convert_tz | date | datediff | day(?:name|of(?:month|week|year))? | last_day
+      | month(?:name)? | quarter | timestamp(?:diff)? | to_(?:days|seconds) | unix_timestamp
+      | week(?:day|ofyear)? | year(?:week)?
+    )\s*\(
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 # No text of PostgreSQL's. BigIntegerField and the like are subclasses.
 _NEVER_NOW = (
     *(BooleanField, DateField, DecimalField, DurationField, FloatField),
@@ -54,18 +76,26 @@ _NEVER_NOW = (
 
 def of_moment(queries: Iterable[Any], text: str, connection: Any) -> str:
     """The cast among ``queries``, compiled to ``text``, that depends on the moment; or ``""``."""
-    if connection.vendor not in ("postgresql", "mysql") or not _ANY.search(text):
+    vendor = connection.vendor
+    if vendor == "mysql":
+        return _of_today(queries, text, connection)
+    if vendor != "postgresql" or not has_cast(text):
         return ""
     for query in queries:
         for node in _nodes(query):
             found = _risk(node, text, connection)
             if found:
                 return found
-        if connection.vendor == "postgresql" and _orders_by_foreign_transform(query):
+        if _orders_by_foreign_transform(query):
             written = _HANDWRITTEN.search(text)
             if written is not None:
                 return written[0]
     return ""
+
+
+def has_cast(text: str) -> bool:
+    """Whether a text may have a cast to a date or time."""
+    return _ANY.search(text) is not None
 
 
 def _orders_by_foreign_transform(query: Any) -> bool:
@@ -144,7 +174,11 @@ def _filters(source: Any) -> bool:
 def _sources(node: Any) -> list[Any]:
     if not hasattr(node, "get_source_expressions") or isinstance(node, Query):
         return []
-    return [source for source in node.get_source_expressions() if source is not None]
+    sources = [source for source in node.get_source_expressions() if source is not None]
+    if isinstance(node, Lookup) and isinstance(node.rhs, (list, tuple)):
+        # (F("a"), F("b")) of a range or an IN
+        sources.extend(one for one in node.rhs if hasattr(one, "get_source_expressions"))
+    return sources
 
 
 def _risk(node: Any, compiled: str, connection: Any) -> str:
@@ -154,7 +188,7 @@ def _risk(node: Any, compiled: str, connection: Any) -> str:
         is_risky = _TO_MOMENT.match(kind) and _may_depend(node, vendor, kind)
         return f"CAST AS {kind}" if is_risky else ""
     if isinstance(node, Func):
-        name = (node.extra.get("function") or node.function or "").lower()
+        name = _name_of(node).lower()
         if name in _CALLED and _may_depend(node, vendor, name):
             return name
     if vendor != "postgresql":
@@ -229,10 +263,30 @@ def _is_risky(source: Any, vendor: str) -> bool:
     if isinstance(source, Value):
         # Of parameters see :func:`ormcache.functions.moment_among`.
         return False
-    if vendor == "mysql" and isinstance(getattr(source, "_output_field_or_none", None), TimeField):
+    if vendor == "mysql" and isinstance(_output_of(source), TimeField):
         return True
     parts = _sources(source)
-    return not parts or any(_is_risky(part, vendor) for part in parts)
+    if not parts or any(_is_risky(part, vendor) for part in parts):
+        return True
+    # Concat(Value("no"), Value("w")) spells what no parameter does.
+    return (
+        vendor == "postgresql"
+        and not isinstance(source, (*_PASSED_ON, When))
+        and not isinstance(_output_of(source), _NEVER_NOW)
+    )
+
+
+def _output_of(expression: Any) -> Any:
+    """The field of what an expression returns; None if it does not say."""
+    if isinstance(expression, Col):
+        return _real(expression.target)
+    try:
+        if isinstance(expression, Query):
+            return expression.output_field
+        return getattr(expression, "_output_field_or_none", None)
+    except (AttributeError, FieldError):
+        # Several columns, or mixed types.
+        return None
 
 
 def _real(field: Any) -> Any:
@@ -240,3 +294,68 @@ def _real(field: Any) -> Any:
     while getattr(field, "target_field", None) is not None:
         field = field.target_field
     return field
+
+
+# --- times and dates of MySQL ----------------------------------------------------------------
+
+
+def _of_today(queries: Iterable[Any], text: str, connection: Any) -> str:
+    """What puts a time into today's date: a cast, a function, or a date beside it."""
+    is_cast = has_cast(text)
+    for query in queries:
+        for node in _nodes(query):
+            found = (_risk(node, text, connection) if is_cast else "") or _dated(node)
+            if found:
+                return found
+        if query.combinator and _combines(query.combined_queries):
+            return "a time and a date"
+    return ""
+
+
+def _dated(node: Any) -> str:
+    parts = _results(node)
+    if not any(_is_time(part) for part in parts):
+        return ""
+    if isinstance(node, Func):
+        called = _OF_DATES.search(f"{_name_of(node)}( {_rendered(node)}")
+        if called is not None:
+            return called[0].rstrip("( ").lower()
+    if type(node).__name__ in _SIDE_BY_SIDE and _is_djangos(type(node)):
+        return ""
+    has_date = any(isinstance(_output_of(one), DateField) for one in (node, *parts))
+    return "a time and a date" if has_date else ""
+
+
+def _results(node: Any) -> list[Any]:
+    """The parts of which an expression is made, less parameters, which are texts."""
+    if isinstance(node, (Col, Query, str)):
+        return []
+    parts = _sources(node)
+    if isinstance(node, Case):
+        parts = [part.result if isinstance(part, When) else part for part in parts]
+    return [part for part in parts if not isinstance(part, Value)]
+
+
+def _is_time(expression: Any) -> bool:
+    return isinstance(_output_of(expression), TimeField)
+
+
+def _name_of(node: Func) -> str:
+    return str(node.extra.get("function") or node.function or "")
+
+
+def _combines(queries: Iterable[Any]) -> bool:
+    """Whether one of the queries has a time in a column where another has a date."""
+    columns = [list(map(_output_of, _selected(query))) for query in queries]
+    return any(
+        any(isinstance(field, TimeField) for field in fields)
+        and any(isinstance(field, DateField) for field in fields)
+        for fields in zip(*columns, strict=False)
+    )
+
+
+def _selected(query: Any) -> list[Any]:
+    columns = query.select
+    if query.default_cols:
+        columns = [field.get_col(None) for field in query.get_meta().concrete_fields]
+    return [*columns, *query.annotation_select.values()]

@@ -157,7 +157,12 @@ _VOLATILE = frozenset(
 ) | {"for update"}
 _RANDOM = frozenset({"rand", "random"})
 # What PostgreSQL and SQLite read as a moment: 'now', but also 'tomorrow 12:00'.
-_MOMENT = re.compile(r"\b(?:now|today|tomorrow|yesterday|localtime)\b", re.IGNORECASE)
+_MOMENT = re.compile(
+    r"(?<![^\W_])(?:now|today|tomorrow|yesterday|localtime)(?![^\W_])", re.IGNORECASE
+)
+# PostgreSQL skips marks and spaces around a time, as many as there are.
+_MARKS = re.compile(r"[\W_]+")
+_LONGEST_TIME = 64
 
 _KNOWN = {
     "sqlite": _EVERYWHERE | _SQLITE,
@@ -206,26 +211,34 @@ def names_a_moment(text: str, vendor: str) -> bool:
     return vendor != "mysql" and _MOMENT.search(text) is not None
 
 
-def moment_among(params: Iterable[object], vendor: str) -> str | None:
-    """A parameter that PostgreSQL would read as a time, where a time is asked for."""
+def moment_among(params: Iterable[object], vendor: str, *, is_cast: bool = False) -> str | None:
+    """A parameter that PostgreSQL would read as a time, where a time is asked for.
+
+    ``is_cast``: whether the text of the query has a cast to a time, so that one may be of what
+    else is taken for a pattern of LIKE.
+    """
     if vendor in ("sqlite", "mysql", "oracle"):
         # SQLite's functions that read them are never cached.
         return None
     for param in params:
         parts = _parts_of(param)
         if parts is not None:
-            moment = moment_among(parts, vendor)
+            moment = moment_among(parts, vendor, is_cast=is_cast)
             if moment is not None:
                 return moment
-        # A time is short; a pattern of LIKE is none.
         if (
             isinstance(param, str)
-            and len(param) < 64
-            and "%" not in param
+            and (is_cast or "%" not in param)
             and names_a_moment(param, vendor)
+            and _may_be_time(param)
         ):
             return param
     return None
+
+
+def _may_be_time(text: str) -> bool:
+    """Whether ``text`` is short enough for a time, or may be an array, a range or several."""
+    return text.lstrip()[:1] in ("[", "(", "{") or len(_MARKS.sub(" ", text)) < _LONGEST_TIME
 
 
 def _parts_of(param: object) -> Iterable[object] | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from django.core.exceptions import EmptyResultSet
 from django.db.models.sql.constants import MULTI, SINGLE
 
-from ormcache import catalog, codec, debts, functions, keys, tables
+from ormcache import casts, catalog, codec, debts, functions, keys, tables
 from ormcache.bypasses import why_bypassed
 from ormcache.conf import Settings
 from ormcache.connection_state import ConnectionState
@@ -116,7 +116,9 @@ def _keyed(plan: Plan, compiler: Any, context: tuple[object, ...]) -> Plan:
     if plan.reason is not None or plan.sql is None:
         return plan
     # Django prepares the values of simple queries, but not those of every expression.
-    moment = functions.moment_among(plan.params, compiler.connection.vendor)
+    moment = functions.moment_among(
+        plan.params, compiler.connection.vendor, is_cast=casts.has_cast(plan.sql)
+    )
     if moment is not None:
         return plan._replace(reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.contrib.postgres.fields import DateTimeRangeField
 from django.db import models
-from django.db.models import Count, Exists, F, Func, Max, OuterRef, Q, Subquery, Value
+from django.db.models import Case, Count, Exists, F, Func, Max, OuterRef, Q, Subquery, Value, When
 from django.db.models.expressions import RawSQL
 from django.db.models.fields.json import KT
 from django.db.models.functions import (
@@ -15,6 +15,8 @@ from django.db.models.functions import (
     Concat,
     ExtractHour,
     ExtractYear,
+    Greatest,
+    JSONObject,
     Lower,
     Now,
     TruncDate,
@@ -84,6 +86,11 @@ FROM_TEXT = {
             kind="date",
         )
     ),
+    "spelled by values": at(Cast(Concat(Value("no"), Value("w")), DATETIME)),
+    "cut off": at(Cast(Cast(Value("nowhere"), models.CharField(max_length=3)), DATETIME)),
+    "spaces": at(Cast(Value("now" + " " * 70), DATETIME)),
+    "marks": at(Cast(Value("_now_%"), DATETIME)),
+    "in a range": Rows.filter(datetime__range=(Cast("char", DATETIME), Cast("text", DATETIME))),
     "raw": at(RawSQL('("char")::timestamp', [], DATETIME)),
     "raw cast": at(RawSQL('CAST("char" AS date)', [], DATE)),
     "raw quoted": at(RawSQL('"char"::"timestamp"', [], DATETIME)),
@@ -98,6 +105,18 @@ FROM_TIME = {
     "function": at(Cast(TruncTime("datetime"), DATETIME)),
     "called": at(Func("time", function="TIMESTAMP", output_field=DATETIME)),
     "filter": Rows.filter(datetime=Cast("time", DATETIME)),
+    "coalesce": at(Coalesce("datetime", "time", output_field=DATETIME)),
+    "coalesce of a date": at(Coalesce("date", "time", output_field=models.CharField())),
+    "case": at(Case(When(pk=1, then="datetime"), default="time", output_field=DATETIME)),
+    "greatest": at(Greatest("datetime", "time", output_field=DATETIME)),
+    "compared": Rows.filter(datetime__gt=F("time")),
+    "in a range": Rows.filter(datetime__range=(F("time"), F("datetime"))),
+    "in a subquery": Rows.filter(datetime__in=Rows.values("time")),
+    "union": Rows.values_list("datetime").union(Rows.values_list("time")),
+    "number": at(Func("time", function="TO_DAYS", output_field=models.IntegerField())),
+    "template": at(
+        Func("time", template="YEAR( %(expressions)s )", output_field=models.IntegerField())
+    ),
 }
 HARMLESS = {
     "TruncDate": at(TruncDate("datetime")),
@@ -120,6 +139,11 @@ HARMLESS = {
     "Cast of a value": at(Cast(Value("2026-01-01"), DATE)),
     "Cast to text": at(Cast("datetime", models.TextField())),
     "order by __date": Rows.filter(datetime__date="2026-01-01").order_by("datetime__date__year"),
+    "a time of values": at(Cast(Coalesce("datetime", Value("2026-01-01")), DATE)),
+    "times side by side": at(Coalesce("time", TruncTime("datetime"))),
+    "a value beside a time": Rows.filter(time__gt=datetime.time(12), datetime__year=2026),
+    "a time and a date in JSON": at(JSONObject(time="time", date="date")),
+    "all columns of two": Rows.union(Rows.all()),
     "by day": Rows.values(day=TruncDate("datetime")).annotate(n=Count("pk")),
 }
 
@@ -183,6 +207,25 @@ def test_the_answer_for_now_is_that_of_the_database(cached: Watch, using: str, c
     queryset = at(Cast("char", DATETIME)).using(using)
     with cached.expect(*[Reason.NON_DETERMINISTIC] * 2):
         assert queryset.get() < queryset.all().get()
+
+
+@on_databases("mariadb", transaction=True)
+def test_the_answer_with_a_time_of_today_is_that_of_the_database(
+    cached: Watch, using: str, cache: str
+) -> None:
+    Rows.using(using).create(time=datetime.time(10))
+    queryset = at(Coalesce("datetime", "time", output_field=DATETIME)).using(using)
+    with cached.expect(*[Reason.NON_DETERMINISTIC] * 2):
+        queryset.get()
+        queryset.all().get()
+
+
+@on_databases("postgresql", transaction=True)
+def test_a_word_that_is_looked_for_may_be_now(cached: Watch, using: str, cache: str) -> None:
+    """Where nothing is cast, a pattern is none of a time, and a long text is none either."""
+    rows = Rows.using(using)
+    cached.warm(lambda: rows.filter(text__contains="now").count())
+    cached.warm(lambda: rows.filter(text="now " + "and then " * 20).count())
 
 
 @on_databases("postgresql", transaction=True)
