@@ -103,7 +103,7 @@ class Reason(str, enum.Enum):
     )
     NON_DETERMINISTIC = (
         "depends on more than its tables",
-        "The SQL calls a function whose value changes by itself, such as NOW().",
+        "The SQL has a function, a cast or a column whose value changes by itself, such as NOW().",
     )
     UNKNOWN_FUNCTION = (
         "calls an unknown function",

@@ -267,6 +267,8 @@ def _examine(
         return Facts(ordered, Reason.UNMANAGED, ", ".join(sorted(views)))
     if (handwritten or read.references - seen) and not settings.CACHE_EXTRA:
         return Facts(ordered, Reason.RAW_FRAGMENT)
+    if read.system_columns:
+        return Facts(ordered, Reason.NON_DETERMINISTIC, ", ".join(sorted(read.system_columns)))
     reason, detail = functions.judge(read.functions, read.literals, vendor, declared)
     if reason is Reason.RANDOM and settings.CACHE_RANDOM:
         reason, detail = None, ""

@@ -233,6 +233,44 @@ def test_what_changes_by_itself_is_refused(queryset: Any, using: str) -> None:
     assert judged(queryset, using)[0] is Reason.NON_DETERMINISTIC
 
 
+@on_databases("postgresql")
+@pytest.mark.parametrize(
+    "queryset",
+    [
+        annotated(RawSQL("ctid::text", [])),
+        annotated(RawSQL('"tests_everyfield"."xmin"::text', [])),
+        EveryField.objects.extra(where=["xmax::text <> '0'"]),
+        EveryField.objects.extra(order_by=["tests_everyfield.cmin"]),
+    ],
+)
+def test_a_system_column_is_refused(queryset: Any, using: str) -> None:
+    assert judged(queryset, using)[0] is Reason.NON_DETERMINISTIC
+
+
+@on_databases("default")
+def test_where_sqlite_keeps_a_row_is_refused(using: str) -> None:
+    assert judged(annotated(RawSQL("rowid", [])), using)[0] is Reason.NON_DETERMINISTIC
+
+
+@on_databases()
+def test_an_annotation_may_be_called_like_a_system_column(using: str) -> None:
+    queryset = EveryField.objects.values("char").annotate(xmin=models.Min("integer"))
+    assert judged(queryset.order_by("xmin").filter(xmin__gt=1), using) == (None, "")
+
+
+@on_databases("postgresql", transaction=True)
+def test_what_vacuum_moves_is_read_where_it_is(cached: Watch, using: str) -> None:
+    """A row is moved without a write that anybody could see."""
+    Author.objects.using(using).create(name="gone").delete()
+    Author.objects.using(using).create(name="here")
+    authors = Author.objects.using(using).annotate(at=RawSQL("ctid::text", []))
+    with cached.expect(*[Reason.NON_DETERMINISTIC] * 2):
+        before = authors.get().at
+        with connections[using].cursor() as cursor:
+            cursor.execute("VACUUM FULL tests_author")
+        assert authors.all().get().at != before
+
+
 @on_databases()
 @pytest.mark.parametrize(
     "queryset",

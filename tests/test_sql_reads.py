@@ -199,3 +199,24 @@ def test_functions_of_a_select(vendor: str, text: str, expected: str) -> None:
 def test_literals_are_the_strings_of_the_text() -> None:
     read = sql.analyse_read("SELECT 'NOW', E'today', $$x$$, \"y\", '' FROM a", "postgresql")
     assert read.literals == {"'now'", "e'today'", "$$x$$", "''"}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "text", "columns"),
+    [
+        ("postgresql", "SELECT ctid::text FROM a", {"ctid"}),
+        ("postgresql", "SELECT b FROM a WHERE XMIN::text = '1'", {"xmin"}),
+        (
+            "postgresql",
+            'SELECT "a"."xmax", "cmin" FROM "a" ORDER BY a.cmax',
+            {"xmax", "cmin", "cmax"},
+        ),
+        ("postgresql", 'SELECT MIN("b") AS "xmin" FROM "a" ORDER BY "xmin"', set()),
+        ("postgresql", 'SELECT xmin(b) FROM "ctid"."a" WHERE b = \'ctid\'', set()),
+        ("sqlite", "SELECT rowid, a.oid FROM a", {"rowid", "oid"}),
+        ("sqlite", 'SELECT "a"."oid", "rowid" FROM a', set()),
+        ("mysql", "SELECT ctid, rowid FROM a", set()),
+    ],
+)
+def test_system_columns(vendor: str, text: str, columns: set[str]) -> None:
+    assert sql.analyse_read(text, vendor).system_columns == columns

@@ -25,6 +25,8 @@ class Read(NamedTuple):
     """Whether something was found that the rules for FROM do not cover."""
     qualified: frozenset[str] = frozenset()
     """Those of the references that were named with a schema."""
+    system_columns: frozenset[str] = frozenset()
+    """Columns that the database has put there itself, which change without a write."""
 
 
 _OPENS_FROM = frozenset({"from", "join", "straight_join", "table"})
@@ -262,7 +264,41 @@ def analyse_read(sql: str, vendor: str = "postgresql") -> Read:
         frozenset(reader.literals),
         reader.unclear or escapes_names(sql, vendor),
         frozenset(reader.qualified),
+        _system_columns(reader.stream, vendor),
     )
+
+
+# By vendor. VACUUM moves rows, and a lock shows as xmax.
+_SYSTEM_COLUMNS = {
+    "postgresql": frozenset("ctid xmin xmax cmin cmax".split()),
+    "sqlite": frozenset("rowid oid _rowid_".split()),
+}
+
+
+def _system_columns(stream: list[Token], vendor: str) -> frozenset[str]:
+    """The system columns that a text names.
+
+    What Django names is quoted. An annotation may be called "xmin", and a column of SQLite "oid".
+    No column of PostgreSQL's tables may be called so, but that of a subquery.
+    """
+    suspects = _SYSTEM_COLUMNS.get(vendor, frozenset())
+    named = {token.folded for token in stream if token.is_name} & suspects
+    if not named:
+        return frozenset()
+    triples = zip([END, *stream], stream, [*stream[1:], END], strict=False)
+    aliases: set[str] = set()
+    found: set[str] = set()
+    perhaps: set[str] = set()
+    for before, token, after in triples:
+        if token.folded not in named or not token.is_name or after.text in ("(", "."):
+            continue
+        if before.keyword == "as":
+            aliases.add(token.folded)
+        elif token.kind == "word" or (vendor == "postgresql" and before.text == "."):
+            found.add(token.folded)
+        elif vendor == "postgresql":
+            perhaps.add(token.folded)
+    return frozenset(found | perhaps - aliases)
 
 
 _BODIES = frozenset("select with values insert update delete merge table (".split())
