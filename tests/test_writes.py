@@ -1728,6 +1728,9 @@ def test_writes_are_announced_with_whatever_commits_them(
                     while cursor.nextset():
                         pass
             for end in ("COMMIT", "commit()"):
+                with session(using):
+                    # Others have the answer from before.
+                    wait_for_lease(using, authors)
                 run(using, f"UPDATE tests_author SET name = '{end}'")
                 answer, (outcome,) = cached.call(authors)
                 assert answer[0][1] == end
