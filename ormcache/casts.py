@@ -33,7 +33,7 @@ from django.db.models import (
     When,
 )
 from django.db.models.constants import LOOKUP_SEP
-from django.db.models.expressions import Col, RawSQL
+from django.db.models.expressions import Col, ExpressionList, RawSQL
 from django.db.models.functions import Cast, Coalesce, Greatest, Least, NullIf
 from django.db.models.lookups import Lookup
 from django.db.models.sql.query import Query
@@ -55,7 +55,11 @@ _CALLED = frozenset({"date", "time", "timestamp", "timestamptz", "timetz"})
 # What returns one of the values that it is given.
 _PASSED_ON = (Case, Coalesce, ExpressionWrapper, Greatest, Least, Max, Min, NullIf)
 # What takes a time and a date side by side without making one of the other.
-_SIDE_BY_SIDE = frozenset({"Concat", "ConcatPair", "JSONArray", "JSONObject", "Tuple", "When"})
+_SIDE_BY_SIDE = frozenset(
+    """
+    Concat ConcatPair ExpressionList JSONArray JSONObject OrderByList Tuple When
+    """.split()
+)
 # Functions of MySQL that put a time into today's date.
 _OF_DATES = re.compile(
     r"""
@@ -174,11 +178,7 @@ def _filters(source: Any) -> bool:
 def _sources(node: Any) -> list[Any]:
     if not hasattr(node, "get_source_expressions") or isinstance(node, Query):
         return []
-    sources = [source for source in node.get_source_expressions() if source is not None]
-    if isinstance(node, Lookup) and isinstance(node.rhs, (list, tuple)):
-        # (F("a"), F("b")) of a range or an IN
-        sources.extend(one for one in node.rhs if hasattr(one, "get_source_expressions"))
-    return sources
+    return [source for source in node.get_source_expressions() if source is not None]
 
 
 def _risk(node: Any, compiled: str, connection: Any) -> str:
@@ -333,7 +333,15 @@ def _results(node: Any) -> list[Any]:
     parts = _sources(node)
     if isinstance(node, Case):
         parts = [part.result if isinstance(part, When) else part for part in parts]
-    return [part for part in parts if not isinstance(part, Value)]
+    elif isinstance(node, Lookup):
+        # The ends of a range, the values of an IN.
+        parts = [
+            one
+            for part in parts
+            for one in (_sources(part) if isinstance(part, ExpressionList) else [part])
+        ]
+    # Not what is only an order or the like.
+    return [part for part in parts if not isinstance(part, (Value, ExpressionList))]
 
 
 def _is_time(expression: Any) -> bool:

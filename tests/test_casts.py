@@ -6,7 +6,20 @@ from typing import Any
 import pytest
 from django.contrib.postgres.fields import DateTimeRangeField
 from django.db import models
-from django.db.models import Case, Count, Exists, F, Func, Max, OuterRef, Q, Subquery, Value, When
+from django.db.models import (
+    Case,
+    Count,
+    Exists,
+    F,
+    Func,
+    Max,
+    OuterRef,
+    Q,
+    Subquery,
+    Value,
+    When,
+    Window,
+)
 from django.db.models.expressions import RawSQL
 from django.db.models.fields.json import KT
 from django.db.models.functions import (
@@ -111,6 +124,9 @@ FROM_TIME = {
     "greatest": at(Greatest("datetime", "time", output_field=DATETIME)),
     "compared": Rows.filter(datetime__gt=F("time")),
     "in a range": Rows.filter(datetime__range=(F("time"), F("datetime"))),
+    "in a list": Rows.filter(
+        datetime__in=[F("time"), datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)]
+    ),
     "in a subquery": Rows.filter(datetime__in=Rows.values("time")),
     "union": Rows.values_list("datetime").union(Rows.values_list("time")),
     "number": at(Func("time", function="TO_DAYS", output_field=models.IntegerField())),
@@ -143,6 +159,10 @@ HARMLESS = {
     "times side by side": at(Coalesce("time", TruncTime("datetime"))),
     "a value beside a time": Rows.filter(time__gt=datetime.time(12), datetime__year=2026),
     "a time and a date in JSON": at(JSONObject(time="time", date="date")),
+    "a time in the window of a date": at(
+        Window(Max("time"), partition_by=["date", "time"], order_by=["time", "datetime"])
+    ),
+    "a time of some dates": Rows.values("char").annotate(x=Max("time", filter=Q(date__year=2026))),
     "all columns of two": Rows.union(Rows.all()),
     "by day": Rows.values(day=TruncDate("datetime")).annotate(n=Count("pk")),
 }
