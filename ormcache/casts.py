@@ -24,6 +24,7 @@ from django.db.models import (
     ExpressionWrapper,
     FloatField,
     Func,
+    GeneratedField,
     IntegerField,
     Max,
     Min,
@@ -293,7 +294,7 @@ def _real(field: Any) -> Any:
     """The field that decides the type of a column: a foreign key's is what it refers to."""
     while getattr(field, "target_field", None) is not None:
         field = field.target_field
-    return field
+    return field.output_field if isinstance(field, GeneratedField) else field
 
 
 # --- times and dates of MySQL ----------------------------------------------------------------

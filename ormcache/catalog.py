@@ -81,9 +81,9 @@ class Catalog:
     row_security: frozenset[str]
     relatives: Mapping[str, frozenset[str]]
     """For each table with children, and each child: all above and below it."""
-    virtual: Mapping[str, tuple[sql.Read, ...]]
-    """For each table with columns that are worked out when they are read: how. MariaDB lets them
-    call NOW()."""
+    virtual: Mapping[str, frozenset[str]]
+    """For each table with columns that are worked out when they are read: the functions that they
+    call. MariaDB lets them call NOW()."""
 
 
 _NOTHING = Catalog({}, frozenset(), {}, {})
@@ -181,12 +181,10 @@ def judge(
     if views:
         return Reason.VIEW, ", ".join(sorted(f"{catalog.views[name]} {name}" for name in views))
     for name in tables:
-        for read in catalog.virtual.get(name, ()):
-            reason, cause = functions.judge(
-                read.functions, read.literals, "mysql", settings.DEPENDS_ON
-            )
-            if reason is not None:
-                return reason, f"{cause} in a column of {name}"
+        # Columns may call no function of anybody's own: what is not known there is built in.
+        cause = functions.volatile_among(catalog.virtual.get(name, ()), "mysql")
+        if cause:
+            return Reason.NON_DETERMINISTIC, f"{cause} in a column of {name}"
     return None, ""
 
 
@@ -344,7 +342,7 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
     views: dict[str, str] = {}
     row_security: set[str] = set()
     parents: dict[str, set[str]] = defaultdict(set)
-    virtual: dict[str, tuple[sql.Read, ...]] = {}
+    virtual: dict[str, frozenset[str]] = defaultdict(frozenset)
     for kind, name, more in rows:
         table = sql.fold(name)
         if kind == "row security":
@@ -352,7 +350,7 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
         elif kind == "child":
             parents[table].add(sql.fold(more))
         elif kind == "virtual column":
-            virtual[table] = (*virtual.get(table, ()), sql.analyse_read(more, "mysql"))
+            virtual[table] |= sql.analyse_read(more, "mysql").functions
         else:
             views[table] = kind
     if not (views or row_security or parents or virtual):

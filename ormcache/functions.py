@@ -8,7 +8,7 @@ declared in ``ORMCACHE["DEPENDS_ON"]``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ormcache.reasons import Reason
 
@@ -206,16 +206,24 @@ def judge(
     return found
 
 
+def volatile_among(functions: Iterable[str], vendor: str) -> str:
+    """The first of ``functions`` whose value changes by itself, or ``""``."""
+    found = (name for name in sorted(functions) if name in _RANDOM or _is_volatile(name, vendor))
+    return next(found, "")
+
+
 def names_a_moment(text: str, vendor: str) -> bool:
     """Whether a database of ``vendor`` may read ``text`` as a time that is not always the same."""
     return vendor != "mysql" and _MOMENT.search(text) is not None
 
 
-def moment_among(params: Iterable[object], vendor: str, *, is_cast: bool = False) -> str | None:
+def moment_among(
+    params: Iterable[object], vendor: str, has_cast: Callable[[], bool] = lambda: False
+) -> str | None:
     """A parameter that PostgreSQL would read as a time, where a time is asked for.
 
-    ``is_cast``: whether the text of the query has a cast to a time, so that one may be of what
-    else is taken for a pattern of LIKE.
+    ``has_cast``: tells whether the text of the query has a cast to a time, so that one may be of
+    what else is taken for a pattern of LIKE.
     """
     if vendor in ("sqlite", "mysql", "oracle"):
         # SQLite's functions that read them are never cached.
@@ -223,14 +231,14 @@ def moment_among(params: Iterable[object], vendor: str, *, is_cast: bool = False
     for param in params:
         parts = _parts_of(param)
         if parts is not None:
-            moment = moment_among(parts, vendor, is_cast=is_cast)
+            moment = moment_among(parts, vendor, has_cast)
             if moment is not None:
                 return moment
         if (
             isinstance(param, str)
-            and (is_cast or "%" not in param)
             and names_a_moment(param, vendor)
             and _may_be_time(param)
+            and ("%" not in param or has_cast())
         ):
             return param
     return None

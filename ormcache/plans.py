@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from django.core.exceptions import EmptyResultSet
@@ -116,9 +117,8 @@ def _keyed(plan: Plan, compiler: Any, context: tuple[object, ...]) -> Plan:
     if plan.reason is not None or plan.sql is None:
         return plan
     # Django prepares the values of simple queries, but not those of every expression.
-    moment = functions.moment_among(
-        plan.params, compiler.connection.vendor, is_cast=casts.has_cast(plan.sql)
-    )
+    has_cast = functools.partial(casts.has_cast, plan.sql)
+    moment = functions.moment_among(plan.params, compiler.connection.vendor, has_cast)
     if moment is not None:
         return plan._replace(reason=Reason.NON_DETERMINISTIC, detail=repr(moment))
     try:

@@ -37,7 +37,7 @@ from django.db.models.functions import (
     TruncMonth,
     TruncTime,
 )
-from django.test.utils import register_lookup
+from django.test.utils import isolate_apps, register_lookup
 
 from ormcache.explanation import explain
 from ormcache.reasons import Reason
@@ -201,6 +201,24 @@ def test_a_transform_may_be_named_in_an_order(
     ):
         for queryset in (inner, Author.objects.filter(pk__in=inner)):
             assert reason(queryset, using)[0] is Reason.NON_DETERMINISTIC
+
+
+@on_databases("mariadb", transaction=True)
+@isolate_apps("tests")
+def test_a_generated_column_is_of_the_type_that_it_generates(using: str) -> None:
+    class Shift(models.Model):
+        time = models.TimeField()
+        date = models.DateField()
+        again = models.GeneratedField(
+            expression=F("time"), output_field=models.TimeField(), db_persist=True
+        )
+
+        class Meta:
+            app_label = "tests"
+
+    shifts = Shift._default_manager
+    assert reason(shifts.filter(date__gt=F("again")), using)[0] is Reason.NON_DETERMINISTIC
+    assert reason(shifts.filter(time__gt=F("again")), using)[0] is not Reason.NON_DETERMINISTIC
 
 
 @on_databases("mariadb", transaction=True)

@@ -20,14 +20,13 @@ from __future__ import annotations
 from ormcache.sql.kinds import Kind, Statement
 from ormcache.sql.lexer import normalise, tokens, words
 from ormcache.sql.names import NAME, fold, table_name
-from ormcache.sql.reads import Read, analyse_read
+from ormcache.sql.reads import analyse_read
 from ormcache.sql.session_settings import names_temporary_schema
 from ormcache.sql.statements import classify
 
 __all__ = [
     "NAME",
     "Kind",
-    "Read",
     "Statement",
     "analyse_read",
     "classify",
