@@ -12,7 +12,7 @@ import subprocess
 import sys
 import uuid
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -338,6 +338,21 @@ def test_aliases_of_one_database_do_not_share_an_entry() -> None:
     assert route(one, current()).context != route(other, current()).context
 
 
+@contextlib.contextmanager
+def other_schema(using: str) -> Iterator[None]:
+    """Inside, there is a schema `other` with a table of authors of its own."""
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA other")
+        cursor.execute("CREATE TABLE other.tests_author (LIKE tests_author INCLUDING ALL)")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET search_path")
+            cursor.execute("DROP SCHEMA other CASCADE")
+
+
 @on_databases("postgresql", transaction=True)
 @on_caches("locmem", "redis")
 def test_search_paths_do_not_share_an_entry(cached: Watch, using: str, cache: str) -> None:
@@ -346,10 +361,7 @@ def test_search_paths_do_not_share_an_entry(cached: Watch, using: str, cache: st
     def count() -> int:
         return Author.objects.using(using).count()
 
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE SCHEMA other")
-        cursor.execute("CREATE TABLE other.tests_author (LIKE tests_author INCLUDING ALL)")
-    try:
+    with other_schema(using):
         Author.objects.using(using).create(name="a")
         assert cached.warm(count) == 1
         with connection.cursor() as cursor:
@@ -358,10 +370,6 @@ def test_search_paths_do_not_share_an_entry(cached: Watch, using: str, cache: st
         with connection.cursor() as cursor:
             cursor.execute("SET search_path TO public")
         assert cached.miss(count) == 1
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("RESET search_path")
-            cursor.execute("DROP SCHEMA other CASCADE")
 
 
 @pytest.mark.parametrize(
@@ -381,10 +389,7 @@ def test_a_path_that_may_have_been_set_or_not_has_no_entry(
     def count() -> int:
         return Author.objects.using(using).count()
 
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE SCHEMA other")
-        cursor.execute("CREATE TABLE other.tests_author (LIKE tests_author INCLUDING ALL)")
-    try:
+    with other_schema(using):
         Author.objects.using(using).create(name="a")
         assert cached.warm(count) == 1
         with contextlib.suppress(DataError), connection.cursor() as cursor:
@@ -392,10 +397,6 @@ def test_a_path_that_may_have_been_set_or_not_has_no_entry(
         truth = 0 if "COMMIT" in text else 1
         with cached.expect(Reason.SESSION):
             assert count() == truth
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("RESET search_path")
-            cursor.execute("DROP SCHEMA other CASCADE")
 
 
 @on_databases("postgresql", transaction=True)
