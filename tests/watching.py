@@ -101,17 +101,18 @@ class Watch:
         return second
 
 
-def wait_for_quarantine(using: str, table: str = "none", seconds: float = 30) -> None:
-    """Return when the cache trusts a table of a database, or any that it has not met yet."""
+def wait_for_quarantine(using: str, *tables: str, seconds: float = 30) -> None:
+    """Return when the cache trusts these tables of a database, or any that it has not met yet."""
     connection = connections[using]
     route = state_of(connection).route(connection, current())
     if route.store is None:
         return
+    tables = tables or ("none",)
     deadline = time.monotonic() + seconds
-    while (found := route.store.read(route.namespace, "none", [table])).vector is None:
+    while (found := route.store.read(route.namespace, "none", tables)).vector is None:
         assert time.monotonic() < deadline, f"{found.reason} does not end"
         if found.reason is Reason.OVERDUE:
             # PostgreSQL would wait for what other tests are writing on the same server.
             moment = route.store.moment()
-            route.store.settle(route.namespace, [EVERYTHING, table], moment, 1, 1)
+            route.store.settle(route.namespace, [EVERYTHING, *tables], moment, 1, 1)
         time.sleep(0.02)

@@ -37,6 +37,12 @@ def empty() -> None:
     outside(f"TRUNCATE {', '.join(tables)} CASCADE")
 
 
+def registers() -> list[str]:
+    """Those of all tables, see :mod:`ormcache.routers.tenancy`."""
+    schemas = ["", "*.", *(f"{tenant}." for tenant in TENANTS)]
+    return [*_SHARED, *(f"{schema}{table}" for schema in schemas for table in _OWN)]
+
+
 def create(schema: str) -> Client:
     tenant = Client(schema_name=schema, name=schema)
     tenant.save(verbosity=0)
