@@ -285,12 +285,13 @@ class Bracket:
         _pin(self._alias)
         if self._is_owed:
             debts.ledger.end(self._place, self._tables, 0.0 if known else self._lease)
-        if self._intent is None:
-            return
-        if known and not self._waits(self._intent):
-            self._finish()
         names = self._names
-        counters.count_event(self._alias, names, "invalidated")
+        if self._intent is not None:
+            if known and not self._waits(self._intent):
+                self._finish()
+            counters.count_event(self._alias, names, "invalidated")
+        elif not self._is_owed:
+            return
         if tables_invalidated.receivers:
             tables_invalidated.send_robust(sender=None, using=self._alias, tables=names)
 

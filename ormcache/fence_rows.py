@@ -108,7 +108,7 @@ def commit_with(
 
     Args:
         connection: that of the statement, with no transaction open.
-        tables: what to announce, asked when ``operation`` is over.
+        tables: what to announce. Asked again when ``operation`` is over, it may have more.
         operation: executes a statement that may stand in a transaction.
 
     Raises what ``operation`` raises, and NoFence if the rows cannot be written: then all is rolled
@@ -116,8 +116,13 @@ def commit_with(
     """
     tell(connection, "BEGIN")
     try:
+        # First: who asks the session for the last id that was given out means his own statement.
+        known = set(tables())
+        insert(connection, known)
         result = operation()
-        insert(connection, tables())
+        more = set(tables()) - known
+        if more:
+            insert(connection, more)
         tell(connection, "COMMIT")
     except BaseException:
         _roll_back(connection)

@@ -121,7 +121,7 @@ class Reason(str, enum.Enum):
     SNAPSHOT = (
         "snapshot transaction",
         "The transaction reads from a snapshot (REPEATABLE READ and above, or SQLite), or a "
-        "cursor of this SQLite connection has rows left.",
+        "cursor of this SQLite connection may have rows left: close it, or use fetchall().",
     )
     UNSEEN = (
         "transaction begun past Django",

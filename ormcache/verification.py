@@ -118,7 +118,15 @@ def check(read: Read, cached: Result) -> list[Row] | None:
         Unverified: the two prove nothing, for a reason.
         Mismatch: they differ, and ``ON_MISMATCH`` comes to "raise".
     """
-    (rows, has_more), reason = read.from_database(functools.partial(_ask, read))
+    try:
+        (rows, has_more), reason = read.from_database(functools.partial(_ask, read))
+    except Unverified:
+        raise
+    except Exception as error:
+        let_through(error)
+        # Whatever it is, a hit does not fail for it. It may be a replica that is out of reach.
+        let_go_if_lost(read.connection, read.state)
+        raise Unverified(FAILED) from error
     if reason is not None:
         raise Unverified(reason)
     is_right = _compare(read, cached.rows, rows, is_one_of_many=has_more and read.is_single)
@@ -129,28 +137,23 @@ def _ask(read: Read) -> tuple[list[Row], bool]:
     """The rows that the database gives, unnoticed by those who watch its queries.
 
     Neither the log nor execute wrappers see it, and an error in it does not abort a transaction.
-    Returns the rows, and whether there are more. Raises Unverified.
+    Returns the rows, and whether there are more. Raises Unverified if it does not ask, and what
+    the database raises.
     """
     connection = read.connection
     if not is_undisturbed(connection, read.state):
         raise Unverified(BUSY_CONNECTION)
     is_inside = in_transaction(connection, read.state)
-    try:
-        with (
-            savepoint(connection) if is_inside else nullcontext(),
-            connection.wrap_database_errors,
-            closing(connection.cursor()) as wrapper,
-        ):
-            # Django's wrapper tells others of what it executes; the cursor in it has the
-            # types and the placeholders of the backend.
-            cursor = wrapper.cursor
-            cursor.execute(read.plan.sql, read.plan.params)
-            rows = list(cursor.fetchmany(2) if read.is_single else cursor.fetchall())
-    except Exception as error:
-        let_through(error)
-        # Whatever it is, a hit does not fail for it.
-        let_go_if_lost(connection, read.state)
-        raise Unverified(FAILED) from error
+    with (
+        savepoint(connection) if is_inside else nullcontext(),
+        connection.wrap_database_errors,
+        closing(connection.cursor()) as wrapper,
+    ):
+        # Django's wrapper tells others of what it executes; the cursor in it has the types and
+        # the placeholders of the backend.
+        cursor = wrapper.cursor
+        cursor.execute(read.plan.sql, read.plan.params)
+        rows = list(cursor.fetchmany(2) if read.is_single else cursor.fetchall())
     if read.width is not None:
         rows = [row[: read.width] for row in rows]
     return (rows[:1], len(rows) > 1) if read.is_single else (rows, False)

@@ -200,11 +200,11 @@ def test_a_note_that_the_project_has_not_signed_is_not_run(
     settings.SECRET_KEY = "theirs"
     store.note(route.namespace, entry, notes.dump(evil), None)
     settings.SECRET_KEY = theirs
-    assert "    note unreadable: 1\n" in run("--database", using)
+    assert "    note unreadable: 1\n" in fails("--database", using)[0]
     # Nor one that was copied from another entry.
     honest = notes.dump(evil._replace(entry="0" * 40))
     store.note(route.namespace, entry, honest, None)
-    assert "    note unreadable: 1\n" in run("--database", using)
+    assert "    note unreadable: 1\n" in fails("--database", using)[0]
     assert Book.objects.count() == 1
 
 
@@ -213,7 +213,13 @@ def test_a_note_that_the_project_has_not_signed_is_not_run(
 def test_entries_of_another_session_are_left_alone(noting: Watch, using: str) -> None:
     with session(using, TIME_ZONE="Asia/Tokyo"):
         noting.miss(lambda: list(Author.objects.using(using)))
-    assert "    of another alias or session: 1\n" in run("--database", using)
+    foreign = "    of another alias or session: 1\n"
+    output, error = fails("--database", using)
+    assert foreign in output
+    # A job that compares nothing would be green for ever.
+    assert error.startswith(f"{using}: nothing could be compared. Run the command as the servers")
+    noting.miss(lambda: Author.objects.using(using).count())
+    assert foreign in run("--database", using)
 
 
 @on_databases("default", transaction=True)

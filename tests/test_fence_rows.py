@@ -362,6 +362,48 @@ def test_a_wrapper_around_the_statement_may_write_another_table(
     assert cached.warm(tags(using)) == 1
 
 
+@on_postgresql
+@pytest.mark.parametrize("policy", ["fence", "open"])
+@pytest.mark.parametrize("write", [update, in_transaction])
+def test_the_signal_tells_of_writes_that_the_cache_could_not_be_told_of(
+    cached: Watch,
+    using: str,
+    author: Author,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+    policy: str,
+    write: Callable[[str], None],
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": policy}
+    cached.clear()
+    with cut_off(using, monkeypatch):
+        write(using)
+    assert cached.invalidated == [("tests_author",)]
+
+
+_LAST_ID = {
+    "default": "SELECT last_insert_rowid()",
+    "postgresql": "SELECT lastval()",
+    "mariadb": "SELECT LAST_INSERT_ID()",
+}
+
+
+@on_each_database
+def test_the_last_id_of_the_session_is_that_of_the_users_own_row(
+    cached: Watch, using: str, author: Author, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its ids are to be no others' by chance.
+    backdoor.execute(using, "INSERT INTO ormcache_fence (id, table_name) VALUES (1000, '-')")
+    with cut_off(using, monkeypatch), connections[using].cursor() as cursor:
+        for name in ("a", "b"):
+            cursor.execute("INSERT INTO tests_tag (name) VALUES (%s)", [name])
+            cursor.execute(_LAST_ID[using])
+            (last,) = cursor.fetchone()
+            cursor.execute("SELECT MAX(id) FROM tests_tag")
+            assert (last,) == cursor.fetchone()
+    assert rows(using) == ["-", "tests_tag", "tests_tag"]
+
+
 def _truncate(using: str) -> None:
     with connections[using].cursor() as cursor:
         cursor.execute("TRUNCATE TABLE tests_author CASCADE")

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import ormcache
 from ormcache import migrations_hooks, signals
 from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheUnreachable
+from ormcache.migrations_hooks import flush
 from ormcache.stores import breaker_for
 from tests import backdoor, migrating
 from tests.aliases import alias_of
@@ -856,12 +858,23 @@ def cut(own_redis: RedisServer, app: None, using: str, settings: Any) -> Iterato
 
 
 @on_default
-def test_without_the_cache_nothing_is_migrated(cut: Cut, using: str) -> None:
+@pytest.mark.parametrize(
+    "is_test, advice",
+    [
+        (False, "`manage.py ormcache flush --database default`"),
+        (True, re.escape('in tests: ORMCACHE = {"ENABLED": False}.')),
+    ],
+    ids=["deployment", "test run"],
+)
+def test_without_the_cache_nothing_is_migrated(
+    cut: Cut, using: str, monkeypatch: pytest.MonkeyPatch, is_test: bool, advice: str
+) -> None:
+    monkeypatch.setattr(flush, "is_under_test", lambda: is_test)
     cut.proxy.cut()
     with pytest.raises(
         CacheUnreachable,
         match=r"Nothing was migrated in the database 'default', because the cache 'cut' could not "
-        r"be told beforehand \(.*\)\. .* `manage.py ormcache flush --database default`",
+        rf"be told beforehand \(.*\)\. .* {advice}",
     ):
         migrate(using)
     applied = MigrationRecorder(connections[using]).applied_migrations()

@@ -12,7 +12,8 @@ from ormcache.sql.kinds import Kind, Statement
 from ormcache.sql.lexer import END, Token, words
 from ormcache.sql.names import NAME
 
-# Settings that change neither the rows that a query returns nor their order or type.
+# Settings that change neither the rows that a query returns nor their type; nor their order, where
+# the query asks for one.
 _HARMLESS_SETTINGS = frozenset(
     """
     application_name client_min_messages constraints deadlock_timeout foreign_key_checks
@@ -21,6 +22,12 @@ _HARMLESS_SETTINGS = frozenset(
     max_parallel_workers_per_gather max_statement_time optimizer_switch statement_timeout
     synchronous_commit temp_buffers transaction unique_checks wait_timeout work_mem
     """.split()
+)
+# The same of PostgreSQL's planner, its statistics and its log, by what their names begin with.
+_HARMLESS_FAMILIES = re.compile(
+    r"enable_\w+|jit(_\w+)?|log_\w+|track_\w+|(cpu|parallel|random|seq)_\w+_cost"
+    r"|(join|from)_collapse_limit|effective_(cache_size|io_concurrency)|geqo(_\w+)?"
+    r"|plan_cache_mode|hash_mem_multiplier|min_parallel_\w+_scan_size"
 )
 _OFF = frozenset({"0", "off", "false"})
 # Levels of MySQL under which each statement of a transaction sees the latest commits, and others.
@@ -83,7 +90,8 @@ def classify_setting(stream: list[Token], sql: str, vendor: str) -> Statement:
         kind = _isolation(found)
     else:
         is_dotted = len(rest) > 1 and rest[1].text == "."
-        kind = Kind.READ if name in _HARMLESS_SETTINGS and not is_dotted else Kind.SESSION
+        is_harmless = name in _HARMLESS_SETTINGS or _HARMLESS_FAMILIES.fullmatch(name)
+        kind = Kind.READ if is_harmless and not is_dotted else Kind.SESSION
     return Statement(Kind.LOCAL if is_local and kind else kind)
 
 

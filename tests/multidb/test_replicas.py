@@ -308,6 +308,29 @@ def test_a_primary_that_is_down_costs_caching_and_no_error(
 
 
 @on_replicated()
+def test_a_replica_that_is_down_does_not_harm_a_hit_that_is_to_be_verified(
+    group: Watch, pair: Pair, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "VERIFY": 1}
+    Author.objects.using(PRIMARY).create(name="a")
+    pair.replica.wait_for_primary()
+    group.warm(names(REPLICA))
+    counters.reset()
+
+    def refuse(*args: Any) -> None:
+        raise OperationalError("the replica is down")
+
+    # It asks the replica where it is, and connects for that.
+    with monkeypatch.context() as patch:
+        patch.setattr(replicas, "_replayed", refuse)
+        assert group.hit(names(REPLICA)) == ["a"]
+    assert ormcache.statistics()[REPLICA]["tests_author"] == {
+        "hit": 1,
+        "unverified: database error": 1,
+    }
+
+
+@on_replicated()
 def test_a_connection_to_the_primary_that_was_lost_is_replaced(
     group: Watch, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,8 +18,8 @@ from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
 import ormcache
-from ormcache import fence
-from ormcache.auditing import DIFFERENT, SAME, Audit
+from ormcache import debts, fence
+from ormcache.auditing import DIFFERENT, FOREIGN, SAME, UNREADABLE, Audit
 from ormcache.conf import Settings, current
 from ormcache.connection_state import state_of
 from ormcache.exceptions import CacheError, CacheUnreachable, OrmcacheError
@@ -160,10 +160,7 @@ class Command(BaseCommand):
             )
 
     def _flush(self, alias: str, tables: list[str]) -> None:
-        """Fail if the cache was not told, even where ``ON_CACHE_FAILURE`` lets writes through.
-
-        What is owed to the cache is paid later by the process that owes it; this one ends.
-        """
+        """Fail if the cache was not told, even where ``ON_CACHE_FAILURE`` lets writes through."""
         told: list[object] = []
 
         def note(**kwargs: object) -> None:
@@ -182,7 +179,8 @@ class Command(BaseCommand):
         finally:
             tables_invalidated.disconnect(note)
         route = _route(alias, current())
-        if route.store is not None and not told:
+        # The process that owes something would pay it later; this one ends.
+        if route.store is not None and (not told or debts.owed(route)):
             why = _why_unreachable(route) or why
             raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer{why}")
 
@@ -308,9 +306,14 @@ class Command(BaseCommand):
             self.stdout.write(f"    entry: {entry}")
             self.stdout.write(f"    SQL:   {sql}")
         wrong = len(audit.differences)
-        if not wrong:
-            return ""
-        return f"{audit.alias}: {wrong} of {total} entries were wrong, and are dropped."
+        if wrong:
+            return f"{audit.alias}: {wrong} of {total} entries were wrong, and are dropped."
+        if not total and (others[FOREIGN] or others[UNREADABLE]):
+            return (
+                f"{audit.alias}: nothing could be compared. Run the command as the servers run: "
+                "with their settings (SECRET_KEY, DATABASES, TIME_ZONE), Python and packages."
+            )
+        return ""
 
     def _show_progress(self, number: int, total: int) -> None:
         if not self.stdout.isatty():
