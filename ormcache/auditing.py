@@ -112,6 +112,9 @@ class Audit:
             is_same = _check(read, cached)
         except verification.Unverified as doubt:
             verification.count(read, f"unverified: {doubt}")
+            if str(doubt) == verification.FAILED:
+                # Raises if it was not about this query.
+                connection.ensure_connection()
             return str(doubt)
         except Mismatch:
             # It is told of at the end.

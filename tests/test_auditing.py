@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.models import Count, Sum, Value
 from django.db.models.functions import Concat
 from django.utils.safestring import SafeString
@@ -19,6 +19,7 @@ import ormcache
 from ormcache import auditing, counters, notes, signals
 from ormcache.auditing import Audit
 from ormcache.exceptions import CacheError
+from ormcache.questions import ask
 from ormcache.stores.redis import RedisStore
 from tests.backdoor import execute
 from tests.factories import AuthorFactory, BookFactory
@@ -308,6 +309,37 @@ def test_a_database_that_does_not_answer_is_an_error(noting: Watch, using: str) 
     with session(using, PORT="1"):
         assert f"{using}: the database does not answer: " in fails("--database", using)[1]
         assert isinstance(connections[using].connection, type(None))
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_a_database_that_is_lost_midway_is_an_error(
+    noting: Watch, using: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        noting.miss(lambda number=number: list(Author.objects.using(using).filter(pk__gt=-number)))
+    connection = connections[using]
+    note_of, asked = RedisStore.note_of, []
+
+    def refuse() -> None:
+        raise OperationalError("it is down")
+
+    def lose_at_second(self: RedisStore, *args: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 2:
+            pid = connection.connection.info.backend_pid
+            with session(using) as other:
+                other.ensure_connection()
+                ask(other, f"SELECT pg_terminate_backend({pid}, 10000)")
+            monkeypatch.setattr(connection, "connect", refuse)
+        return note_of(self, *args)
+
+    monkeypatch.setattr(RedisStore, "note_of", lose_at_second)
+    output, error = fails("--database", using)
+    monkeypatch.undo()
+    assert "  compared: 1\n    same: 1\n" in output
+    assert error == f"{using}: the database does not answer: it is down"
+    assert len(asked) == 2
 
 
 @on_databases("default", transaction=True)
