@@ -29,7 +29,7 @@ from ormcache import tables as table_names
 from ormcache.conf import Inherited, Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction, state_of
 from ormcache.debts import owed
-from ormcache.exceptions import CacheError
+from ormcache.exceptions import CacheError, NoFence
 from ormcache.fence_rows import TABLE, Found
 from ormcache.interruptions import let_through
 from ormcache.questions import ask, savepoint, tell
@@ -168,7 +168,13 @@ def status(connection: Any, route: Route, settings: Settings) -> str | None:
         return f"table {TABLE} is missing, run `manage.py migrate ormcache`"
     if found is Found.HIDDEN:
         return f"table {TABLE} is in a schema in which this connection does not look"
-    return f"looked into every {settings.fence_interval:g} s"
+    looked = f"looked into every {settings.fence_interval:g} s"
+    if route.on_failure == "fence":
+        try:
+            fence_rows.check(connection, route.namespace)
+        except NoFence as why:
+            return f"{looked}, but writes are refused while the cache is down: {why}"
+    return looked
 
 
 def _is_looked_into(route: Route, settings: Settings) -> bool:

@@ -500,6 +500,11 @@ def test_status_says_whether_there_is_a_fence(
     with monkeypatch.context() as patch:
         patch.setattr(fence_rows, "look_for", lambda connection: fence_rows.Found.HIDDEN)
         assert line().endswith("is in a schema in which this connection does not look")
+        patch.setattr(fence_rows, "look_for", lambda connection: fence_rows.Found.SEVERAL)
+        assert line().endswith(
+            "2.5 s, but writes are refused while the cache is down: there is not exactly one "
+            "table ormcache_fence, where all look"
+        )
         patch.setattr(fence_rows, "look_for", lambda connection: fence_rows.Found.NOWHERE)
         assert line() == (
             "  fence: table ormcache_fence is missing, run `manage.py migrate ormcache`"
