@@ -611,10 +611,7 @@ class World:
 
     def _recover(self) -> None:
         """A lease later, with nothing wrong any more, everything is cached again."""
-        for process in self.processes:
-            self._flush(process, at_once=True)
-        while self.ready:
-            self.ready[0].deliver()
+        self._send_what_waits()
         for _ in range(3):
             self.now += 2 * self.LEASE
             hits = self.hits
@@ -622,8 +619,16 @@ class World:
                 self._enter(process)
                 session = actors.Session(self, process, CONNECTIONS - 1)
                 session.read_all()
+            # Long before the next round.
+            self._send_what_waits()
         if self.hits - hits < PROCESSES * actors.QUESTION_COUNT:
             self.violations.append("the cache does not recover")
+
+    def _send_what_waits(self) -> None:
+        for process in self.processes:
+            self._flush(process, at_once=True)
+        while self.ready:
+            self.ready[0].deliver()
 
     # --- accidents -----------------------------------------------------------------------
 
