@@ -86,6 +86,11 @@ class Server:
         """The environment variable that holds the port of the shared server of this kind."""
         return f"ORMCACHE_TEST_{cls.key().upper()}_PORT"
 
+    @classmethod
+    def for_all(cls) -> Self:
+        """A server that tests will share: as far as it can, it refuses what is felt by others."""
+        return cls()
+
     # What each kind of server has to say.
 
     def preparation(self) -> Sequence[str]:
@@ -545,6 +550,16 @@ class RedisServer(Server):
             self.options["replicaof"] = f"{HOST} {replica_of.port}"
         self.options |= options or {}
 
+    @classmethod
+    def for_all(cls) -> Self:
+        # Were there no rule against it, a test that kills sockets would kill those of the tests
+        # that happen to run beside it: at worst, what these have just stored is not there.
+        rules = (
+            "-flushall -shutdown -debug -client|kill -client|pause -client|no-evict "
+            "-config|set -config|rewrite -script|flush -script|kill -function|flush"
+        )
+        return cls(options={"user": f"default on nopass ~* &* +@all {rules}"})
+
     def command(self) -> Sequence[str]:
         # Every option has a value, if only an empty one.
         words = [[f"--{name}", *(value.split() or [""])] for name, value in self.options.items()]
@@ -600,6 +615,11 @@ class MemcachedServer(Server):
         super().__init__()
         self.arguments = arguments
 
+    @classmethod
+    def for_all(cls) -> Self:
+        # Without flush_all.
+        return cls(arguments=["-F"])
+
     def command(self) -> Sequence[str]:
         program = find_program("memcached", self)
         return [program, "-l", HOST, "-p", str(self.port), "-U", "0", *self.arguments]
@@ -641,7 +661,7 @@ def is_installed(kind: type[Server]) -> bool:
 
 def start_shared(kinds: Iterable[type[Server]] = SHARED) -> list[Server]:
     """Start one server of each kind and put the ports into the environment."""
-    servers = [kind() for kind in kinds]
+    servers = [kind.for_all() for kind in kinds]
     start_together(servers)
     os.environ[DIRECTORY_VARIABLE] = str(directory())
     for server in servers:

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.marks import on_pairs, scenario
+from tests.servers import RedisServer
 from tests.watching import Watch
 
 # The last lines of the run name it.
@@ -30,7 +32,14 @@ def _empty(cached: Watch) -> None:
     """Nothing is in the cache, and no lease goes on."""
 
 
-def run(program: str, *options: str) -> dict[str, Any]:
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """For a program that stops the server for a moment: others would feel it, too."""
+    with RedisServer() as server:
+        yield server
+
+
+def run(program: str, *options: str, redis: RedisServer | None = None) -> dict[str, Any]:
     """What a program in `tests.greenlets` prints; no warning may be raised in it."""
     # What measures coverage would be confused by greenlets.
     env = {
@@ -38,6 +47,8 @@ def run(program: str, *options: str) -> dict[str, Any]:
         for name, value in os.environ.items()
         if not name.startswith(("COVERAGE_", "COV_CORE_"))
     }
+    if redis is not None:
+        env[redis.variable()] = str(redis.port)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.greenlets", program, *options],
         cwd=ROOT,
@@ -103,8 +114,8 @@ def test_a_transaction_of_one_greenlet_is_not_that_of_others() -> None:
 
 
 @on_postgresql
-def test_a_greenlet_that_is_broken_off_leaves_no_answer_to_others() -> None:
-    found = run("broken_off")
+def test_a_greenlet_that_is_broken_off_leaves_no_answer_to_others(own_redis: RedisServer) -> None:
+    found = run("broken_off", redis=own_redis)
     assert found["reader"]
     assert found["writer"]
     assert found["others"] == [[row, "hit"] for row in OTHERS]
@@ -142,9 +153,11 @@ def test_greenlets_that_miss_the_same_at_once_ask_the_database_once() -> None:
 
 
 @on_postgresql
-def test_a_greenlet_that_goes_on_after_a_fork_keeps_no_socket_of_the_parent() -> None:
+def test_a_greenlet_that_goes_on_after_a_fork_keeps_no_socket_of_the_parent(
+    own_redis: RedisServer,
+) -> None:
     """gevent copies the greenlets with the process, so both read from the same socket."""
-    found = run("forked")
+    found = run("forked", redis=own_redis)
     assert found["waited"] == [1, "hit"]
     assert found["waited too"][0] == 1
     assert not found["is shared"]

@@ -3,6 +3,7 @@
 And what is said where one is missing.
 """
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,14 @@ from tests.servers import (
     HOST,
     MariaDBReplica,
     MariaDBServer,
+    MemcachedServer,
     MissingProgram,
     PgBouncerServer,
     PostgreSQLReplica,
     PostgreSQLServer,
     RedisServer,
     ValkeyServer,
+    exchange,
 )
 
 TABLE = "CREATE TABLE {} AS SELECT 'old' AS name"
@@ -154,6 +157,23 @@ def test_only_the_client_of_valkey_is_tested_with_valkey(cache: str) -> None:
     info = store._channels.run(lambda channel: channel.info(b"server"))
     store.close()
     assert (b"valkey_version" in info) == (cache == "django_valkey")
+
+
+@needs("redis")
+@pytest.mark.parametrize(
+    "command",
+    ["FLUSHALL", "CLIENT KILL TYPE normal", "CLIENT PAUSE 1 ALL", "CONFIG SET maxmemory 1"],
+)
+def test_the_redis_that_tests_share_refuses_what_others_would_feel(command: str) -> None:
+    """What another worker had just stored was not there, once in a hundred runs."""
+    answer = exchange(int(os.environ[RedisServer.variable()]), f"{command}\r\n".encode())
+    assert answer.startswith(b"-NOPERM"), answer
+
+
+@needs("memcached")
+def test_the_memcached_that_tests_share_cannot_be_emptied() -> None:
+    answer = exchange(int(os.environ[MemcachedServer.variable()]), b"flush_all\r\n")
+    assert answer == b"CLIENT_ERROR flush_all not allowed\r\n"
 
 
 def test_valkey_alone_may_be_missing_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
