@@ -101,6 +101,21 @@ class Watch:
         return second
 
 
+def seconds_while(condition: Callable[[], bool], patience: float = 30) -> float:
+    """Return when it holds no more: the seconds until the last question that found it to hold.
+
+    They count up to where that question began. A machine that stands still in the middle of one
+    adds nothing, so that a bound which is promised needs no allowance for it.
+    """
+    begun = asked = last = time.monotonic()
+    while condition():
+        last = asked
+        assert last - begun < patience, "it does not end"
+        time.sleep(0.01)
+        asked = time.monotonic()
+    return last - begun
+
+
 def wait_for_quarantine(using: str, *tables: str, seconds: float = 30) -> None:
     """Return when the cache trusts these tables of a database, or any that it has not met yet."""
     connection = connections[using]
