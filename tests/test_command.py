@@ -347,6 +347,8 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
     [
         ("Author.objects.filter(", "fails: SyntaxError"),
         ("Nobody.objects.all()", "fails: NameError: name 'Nobody'"),
+        ("nothing.Author.objects", 'with the label of its app as "shop.Book".'),
+        ("tests.Nobody.objects", "has no attribute 'Nobody'"),
         ("Author.objects.filter(nothing=1)", "fails: FieldError"),
         ("Author.objects.get(pk=0)", "fails: DoesNotExist"),
         ("Author.objects.get(pk=0)", "does not exist. Leave out .get(), .first() or .count(), "),
@@ -382,6 +384,23 @@ def test_explain_takes_the_first_apps_of_two_models_with_one_name(
     both = SimpleNamespace(get_models=lambda: [*apps.get_models(), Author])
     monkeypatch.setattr("ormcache.management.commands.ormcache.apps", both)
     assert "tables:    tests_author\n" in run("explain", "Author.objects")
+
+
+@on_databases("default", transaction=True)
+def test_explain_takes_a_model_by_the_label_of_its_app(
+    cached: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with isolate_apps("tests"):
+
+        class Author(models.Model):
+            class Meta:
+                app_label = "later"
+                db_table = "of_a_later_app"
+
+    both = SimpleNamespace(get_models=lambda: [*apps.get_models(), Author])
+    monkeypatch.setattr("ormcache.management.commands.ormcache.apps", both)
+    assert "tables:    tests_author\n" in run("explain", "tests.Author.objects.all()")
+    assert "of_a_later_app" in run("explain", "later.Author.objects.all()")
 
 
 @on_databases("default", transaction=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
-from collections import Counter
+from collections import Counter, defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 from django import db
@@ -47,6 +48,27 @@ _NAMES: dict[str, Any] = {
 _NOT_RUN = (
     'Leave out .get(), .first() or .count(), and write the queryset: "Book.objects.filter(pk=1)".'
 )
+
+
+def _names() -> dict[str, Any]:
+    """What an expression may name: models, the labels of apps, which have theirs, and more."""
+    by_app: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    by_name: dict[str, Any] = {}
+    for model in apps.get_models():
+        by_app[model._meta.app_label][model.__name__] = model
+        # Of two models with one name it is the first app's, as in the shell.
+        by_name.setdefault(model.__name__, model)
+    labels = {label: SimpleNamespace(**found) for label, found in by_app.items()}
+    return labels | by_name | _NAMES
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an expression that fails; "" if the error says it."""
+    if isinstance(error, (ObjectDoesNotExist, MultipleObjectsReturned)):
+        return f" {_NOT_RUN}"
+    if isinstance(error, NameError):
+        return ' Write a model as "Book", or with the label of its app as "shop.Book".'
+    return ""
 
 
 class Command(BaseCommand):
@@ -185,17 +207,11 @@ class Command(BaseCommand):
             raise CacheUnreachable(f"the cache {route.cache_alias!r} does not answer{why}")
 
     def explain(self, query: str, database: str | None, **options: Any) -> None:
-        # Of two models with one name it is the first app's, as in the shell.
-        all_models = reversed(list(apps.get_models()))
-        names: dict[str, Any] = {model.__name__: model for model in all_models}
-        names |= _NAMES
         try:
-            queryset = eval(query, names)
+            queryset = eval(query, _names())
         except Exception as error:
-            is_run = isinstance(error, (ObjectDoesNotExist, MultipleObjectsReturned))
             raise CommandError(
-                f"{query!r} fails: {type(error).__name__}: {error}"
-                + (f" {_NOT_RUN}" if is_run else "")
+                f"{query!r} fails: {type(error).__name__}: {error}{_advice(error)}"
             ) from error
         if database is not None and hasattr(queryset, "using"):
             queryset = queryset.using(database)
