@@ -225,8 +225,6 @@ class Bracket:
 
     def _not_armed(self, error: CacheError, fencing: Fencing | None) -> None:
         policy = self._route.on_failure
-        if policy == "ignore":
-            return
         if policy == "raise":
             raise self.refusal(error) from error
         if policy == "fence":
@@ -237,7 +235,7 @@ class Bracket:
             except NoFence as why:
                 raise self.refusal(error, why) from error
         self._owe(self._tables)
-        event = "unannounced" if policy == "open" else "fenced"
+        event = "fenced" if policy == "fence" else "unannounced"
         counters.count_event(self._alias, self._names, event)
 
     def refusal(self, error: object, why: NoFence | None = None) -> CacheUnreachable:

@@ -377,3 +377,28 @@ def test_switched_off_ormcache_still_tells_others_of_writes(
     rename(using)
     settings.ORMCACHE = usual
     assert cached.warm(names) == [NEW]
+
+
+@pytest.mark.parametrize("switch", ["everything", "database"])
+@on_all
+def test_switched_off_ormcache_tells_of_a_write_when_the_cache_is_back(
+    settings: Any,
+    cached: Watch,
+    using: str,
+    author: Author,
+    names: Names,
+    broken: Callable[[], None],
+    switch: str,
+) -> None:
+    """Nothing is refused for its sake, and nothing forgotten: others may be answering."""
+    usual = settings.ORMCACHE
+    databases = {**usual.get("DATABASES", {}), using: {"ENABLED": False}}
+    off = {"everything": {"ENABLED": False}, "database": {"DATABASES": databases}}
+    settings.ORMCACHE = {**usual, **off[switch]}
+    rename(using)
+    settings.ORMCACHE = usual
+    with cached.expect("cache unreachable"):
+        assert names() == [NEW]
+    assert counters.snapshot([using])[using]["tests_author"]["unannounced"] >= 1
+    broken()
+    assert cached.warm(names) == [NEW]

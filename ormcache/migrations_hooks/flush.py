@@ -108,7 +108,9 @@ def _flush_after_failure(connection: Any) -> None:
 
 def _warn_if_untold(connection: Any) -> None:
     """What is owed to the cache is paid by the process that owes it, but ``migrate`` ends."""
-    if EVERYTHING in debts.owed(state_of(connection).route(connection, current())):
+    route = state_of(connection).route(connection, current())
+    # Switched off, ormcache is not to be missed.
+    if route.on_failure != "ignore" and EVERYTHING in debts.owed(route):
         _warn(connection)
 
 
