@@ -122,7 +122,10 @@ def _default(name: str, field: dataclasses.Field[Any]) -> str:
     if field.default is dataclasses.MISSING:
         return "`{}`"
     if name == "FENCE":
-        return f"`{conf.DEFAULT_FENCE:g}` if `ON_CACHE_FAILURE` is `'fence'`, otherwise `None`"
+        return (
+            f"`{conf.DEFAULT_FENCE:g}` if `ON_CACHE_FAILURE` is `'fence'` and the cache is not "
+            "`LocMemCache`, otherwise `None`"
+        )
     if name == "ON_MISMATCH":
         return "`'raise'` in tests, otherwise `'log'`"
     if "." in name and field.default in (None, conf.Inherited.INHERITED):
