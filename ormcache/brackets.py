@@ -240,8 +240,9 @@ class Bracket:
 
     def refusal(self, error: object, why: NoFence | None = None) -> CacheUnreachable:
         """What is raised because neither the cache nor the fence can be told."""
+        what = ("all tables" if name == EVERYTHING else name for name in self._names)
         return CacheUnreachable(
-            f"The write to {', '.join(self._names)} was refused: the cache "
+            f"The write to {', '.join(what)} was refused: the cache "
             f"{self._route.cache_alias!r} did not answer ({error})"
             + (
                 f", and the write could not be announced in {fence_rows.TABLE} either, because "

@@ -379,6 +379,18 @@ def test_switched_off_ormcache_still_tells_others_of_writes(
     assert cached.warm(names) == [NEW]
 
 
+@on_databases("postgresql", transaction=True)
+def test_a_refusal_says_that_a_statement_may_have_written_all_tables(
+    settings: Any, cached: Watch, using: str, author: Author, broken: Callable[[], None]
+) -> None:
+    settings.ORMCACHE = {**settings.ORMCACHE, "ON_CACHE_FAILURE": "raise"}
+    with (
+        connections[using].cursor() as cursor,
+        pytest.raises(CacheUnreachable, match=r"^The write to all tables was refused"),
+    ):
+        cursor.execute("DO $$ BEGIN END $$")
+
+
 @pytest.mark.parametrize("switch", ["everything", "database"])
 @on_all
 def test_switched_off_ormcache_tells_of_a_write_when_the_cache_is_back(
