@@ -347,6 +347,7 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
     [
         ("Author.objects.filter(", "fails: SyntaxError"),
         ("Nobody.objects.all()", "fails: NameError: name 'Nobody'"),
+        ("Nobody.objects.all()", "is not defined. Write a model as"),
         ("nothing.Author.objects", 'with the label of its app as "shop.Book".'),
         ("tests.Nobody.objects", "has no attribute 'Nobody'"),
         ("Author.objects.filter(nothing=1)", "fails: FieldError"),
@@ -354,6 +355,7 @@ def test_explain_takes_a_raw_query(cached: Watch) -> None:
         ("Author.objects.get(pk=0)", "does not exist. Leave out .get(), .first() or .count(), "),
         ("Author.objects.count()", 'write the queryset: "Book.objects.filter(pk=1)".'),
         ("Author.objects.count()", ": 0 is not a queryset. Leave out what evaluates it"),
+        ("Author.objects.count()", "give Model.objects. Instead, write the queryset"),
         ("Author", "tests.models.Author'> is not a queryset"),
         (
             "Author.objects.using('none')",

@@ -45,9 +45,7 @@ _NAMES: dict[str, Any] = {
     },
 }
 """What an expression may name besides the models."""
-_NOT_RUN = (
-    'Leave out .get(), .first() or .count(), and write the queryset: "Book.objects.filter(pk=1)".'
-)
+_INSTEAD = 'write the queryset: "Book.objects.filter(pk=1)".'
 
 
 def _names() -> dict[str, Any]:
@@ -65,9 +63,9 @@ def _names() -> dict[str, Any]:
 def _advice(error: Exception) -> str:
     """What to do about an expression that fails; "" if the error says it."""
     if isinstance(error, (ObjectDoesNotExist, MultipleObjectsReturned)):
-        return f" {_NOT_RUN}"
+        return f" Leave out .get(), .first() or .count(), and {_INSTEAD}"
     if isinstance(error, NameError):
-        return ' Write a model as "Book", or with the label of its app as "shop.Book".'
+        return '. Write a model as "Book", or with the label of its app as "shop.Book".'
     return ""
 
 
@@ -218,7 +216,7 @@ class Command(BaseCommand):
         try:
             explanation = ormcache.explain(queryset)
         except (TypeError, ConnectionDoesNotExist) as error:
-            hint = f" {_NOT_RUN}" if isinstance(error, TypeError) else ""
+            hint = f" Instead, {_INSTEAD}" if isinstance(error, TypeError) else ""
             raise CommandError(f"{query!r} cannot be explained: {error}{hint}") from error
         self.stdout.write(str(explanation))
 
