@@ -33,16 +33,19 @@ class Explanation:
     detail: str
     """The table, function or type that is the cause."""
     remaining: float
-    """For a reason that ends by itself: seconds until it does at the latest."""
+    """Seconds until a reason that ends by itself has ended, at the latest; 0 for others."""
     tables: tuple[str, ...]
+    """The tables on which the answer depends."""
     key: str
+    """The name of its entry in the cache; ``""`` if the query can have none."""
     sql: str
+    """The text of the query, with placeholders."""
     namespace: str
     cache_alias: str
     mode: str
     """``"strict"``, ``"standard"`` or ``"off"``."""
     shadow: bool = False
-    """Whether the database is asked although it is cached: ``MODE`` is ``"shadow"``."""
+    """Whether the database is asked although it is cached, since ``MODE`` is ``"shadow"``."""
 
     def __str__(self) -> str:
         if self.cached and self.shadow:

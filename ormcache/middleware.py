@@ -33,6 +33,7 @@ class ReadYourWritesMiddleware:
     async_capable = True
 
     cookie_name = "ormcache_pins"
+    """The name of the cookie."""
     max_age = 600
     """For so many seconds after the last write, the cookie is heeded at most."""
 
