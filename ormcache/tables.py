@@ -51,7 +51,10 @@ _recorder = _Recorder()
 
 
 def record(query: Any) -> None:
-    """Note the tables of one (sub)query; called when its FROM clause has been built."""
+    """Note the tables of one (sub)query; called when its FROM clause has been built.
+
+    Not those of ``extra(tables=…)``: they are written by hand, and found in the text.
+    """
     tables = _recorder.tables
     if tables is None:
         return
@@ -60,7 +63,6 @@ def record(query: Any) -> None:
     for alias, source in query.alias_map.items():
         if refcount[alias]:
             tables.add(source.table_name)
-    tables.update(query.extra_tables)
     if not current().CACHE_EXTRA and _is_handwritten(query):
         _recorder.handwritten = True
 

@@ -302,6 +302,17 @@ def test_declared_view_in_a_fragment_is_read_with_its_tables() -> None:
     assert facts[:3] == (("elsewhere", "some_view", "tests_book"), None, "")
 
 
+@pytest.mark.parametrize("name", ["extra_view", "pg_stat_activity", "Extra View", "sqlite_master"])
+def test_a_table_of_extra_is_a_name_like_any_other_that_is_written_by_hand(name: str) -> None:
+    queryset = Book.objects.extra(tables=[name])
+    facts = facts_of(queryset)
+    assert (facts.reason, facts.detail) == (Reason.UNKNOWN_TABLE, sql.fold(name))
+    # It has not become known by being refused.
+    assert facts_of(queryset).reason is Reason.UNKNOWN_TABLE
+    facts = facts_of(queryset, DEPENDS_ON={name: ["elsewhere"]})
+    assert facts[:2] == (tuple(sorted(["elsewhere", sql.fold(name), "tests_book"])), None)
+
+
 def test_declared_function_is_read_with_its_tables() -> None:
     facts = facts_of(with_raw("myschema.best_of(3)"), DEPENDS_ON={"best_of": ["tests_tag"]})
     assert facts[:3] == (("tests_book", "tests_tag"), None, "")
