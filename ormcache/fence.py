@@ -168,6 +168,11 @@ def status(connection: Any, route: Route, settings: Settings) -> str | None:
         return f"table {TABLE} is missing, run `manage.py migrate ormcache`"
     if found is Found.HIDDEN:
         return f"table {TABLE} is in a schema in which this connection does not look"
+    try:
+        with savepoint(connection) if connection.in_atomic_block else nullcontext():
+            ask(connection, f"SELECT 1 FROM {TABLE} WHERE 1 = 0")
+    except db.Error as error:
+        return f"nothing is cached, because this role cannot read {TABLE}: {error}".rstrip()
     looked = f"looked into every {settings.fence_interval:g} s"
     if route.on_failure == "fence":
         try:

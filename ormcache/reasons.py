@@ -167,7 +167,8 @@ class Reason(str, enum.Enum):
         "fence not read",
         "The table ormcache_fence, in which other programs say what they have written, could not "
         "be read just now: it was due, and the connection is in a transaction that must not be "
-        "disturbed, or the database did not answer.",
+        "disturbed, or its role may not read the table (grant it SELECT), or the database did not "
+        "answer.",
     )
     NO_FENCE = (
         "no fence",

@@ -22,7 +22,7 @@ from ormcache.exceptions import CacheError
 from ormcache.management.commands.ormcache import Command
 from ormcache.stores import LocMemStore, breaker_for
 from ormcache.stores.redis import PROTOCOL, SCRIPTS
-from tests import servers
+from tests import backdoor, servers
 from tests.interleaving import route_of, store_of
 from tests.marks import on_caches, on_databases
 from tests.models import Author, Book, Restaurant
@@ -538,6 +538,21 @@ def test_status_says_whether_there_is_a_fence(
         assert line() == f"  fence: the database {using!r} does not answer: gone"
     settings.ORMCACHE = {**settings.ORMCACHE, "FENCE": None}
     assert line() == ""
+
+
+@on_databases("postgresql", transaction=True)
+@on_caches("redis")
+def test_status_says_that_a_role_may_not_read_the_fence(
+    cached: Watch, using: str, cache: str
+) -> None:
+    backdoor.execute(using, "CREATE ROLE no_reader", "SET ROLE no_reader")
+    try:
+        assert (
+            "  fence: nothing is cached, because this role cannot read ormcache_fence: permission "
+            "denied for table ormcache_fence"
+        ) in run("status", "--database", using).splitlines()
+    finally:
+        backdoor.execute(using, "RESET ROLE", "DROP ROLE no_reader")
 
 
 @on_databases("default", transaction=True)
