@@ -28,7 +28,7 @@ class Debt(NamedTuple):
 
 
 class Debts:
-    """Tables that this process wrote while the cache was out of reach ("open" and "fence").
+    """Tables that this process wrote while the cache was out of reach and nothing was refused.
 
     Each write gives its tables a new number, before and after. So what is written while a debt
     is being paid stays owed, and nothing is paid for before it is committed. A commit of which

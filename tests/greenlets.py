@@ -34,8 +34,10 @@ from gevent.event import Event
 USING = "postgresql"
 GREENLETS = 30
 SECONDS = 4
-"""For which readers and writers are at work; longer if there were not ENOUGH_HITS by then."""
+"""For which readers and writers are at work; longer if there was not enough of all by then."""
 ENOUGH_HITS = 50
+ENOUGH_WRITES = 10
+ENOUGH_BROKEN_OFF = 10
 LEASE = 0.5
 
 
@@ -146,7 +148,11 @@ def readers_and_writers(*options: str) -> dict[str, Any]:
         return counters.snapshot()[USING].get("tests_book", {}).get("hit", 0)
 
     hammer = Hammer(USING, SECONDS)
-    hammer.is_enough = lambda: hits() > ENOUGH_HITS
+    hammer.is_enough = lambda: (
+        hits() > ENOUGH_HITS
+        and sum(hammer.floors) > ENOUGH_WRITES
+        and (not share_broken_off or became["broken off"] > ENOUGH_BROKEN_OFF)
+    )
 
     def step(chance: random.Random, seed: int) -> None:
         patience = chance.uniform(0, 0.02) if chance.random() < share_broken_off else 60

@@ -28,13 +28,18 @@ class Proxy:
         self.lost = 0
         """How many answers were lost."""
         self._sockets: set[socket.socket] = set()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> "Proxy":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.cut()
+        # Its thread would wait on for connections, and for those of whoever has its descriptor
+        # next if a signal interrupts it.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
 
     def cut(self) -> None:

@@ -32,7 +32,7 @@ CACHES = {
         "LOCATION": f"redis://{servers.HOST}:{port_of(servers.RedisServer)}/{4 * WORKER_NUMBER}",
     },
 }
-ORMCACHE: dict[str, Any] = {"LEASE": 0.5}
+ORMCACHE: dict[str, Any] = {"LEASE": 0.5, "SOCKET_TIMEOUT": 10}
 
 SHARED_APPS = [
     "django_tenants",
