@@ -372,26 +372,9 @@ def test_explain_says_what_is_wrong_with_an_expression(
     assert message in str(raised.value)
 
 
-@on_databases("default", transaction=True)
-def test_explain_takes_the_first_apps_of_two_models_with_one_name(
-    cached: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with isolate_apps("tests"):
-
-        class Author(models.Model):
-            class Meta:
-                app_label = "tests"
-                db_table = "of_a_later_app"
-
-    both = SimpleNamespace(get_models=lambda: [*apps.get_models(), Author])
-    monkeypatch.setattr("ormcache.management.commands.ormcache.apps", both)
-    assert "tables:    tests_author\n" in run("explain", "Author.objects")
-
-
-@on_databases("default", transaction=True)
-def test_explain_takes_a_model_by_the_label_of_its_app(
-    cached: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def another_author(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a later app that has the name of one of the first."""
     with isolate_apps("tests"):
 
         class Author(models.Model):
@@ -401,6 +384,19 @@ def test_explain_takes_a_model_by_the_label_of_its_app(
 
     both = SimpleNamespace(get_models=lambda: [*apps.get_models(), Author])
     monkeypatch.setattr("ormcache.management.commands.ormcache.apps", both)
+
+
+@on_databases("default", transaction=True)
+def test_explain_takes_the_first_apps_of_two_models_with_one_name(
+    cached: Watch, another_author: None
+) -> None:
+    assert "tables:    tests_author\n" in run("explain", "Author.objects")
+
+
+@on_databases("default", transaction=True)
+def test_explain_takes_a_model_by_the_label_of_its_app(
+    cached: Watch, another_author: None
+) -> None:
     assert "tables:    tests_author\n" in run("explain", "tests.Author.objects.all()")
     assert "of_a_later_app" in run("explain", "later.Author.objects.all()")
 
