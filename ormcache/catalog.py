@@ -2,7 +2,7 @@
 
 A query names a table; what stands behind the name, only the database knows. A view changes with
 other tables. A policy may read other tables, too. A row that is written to a partition is also
-one of the partitioned table.
+one of the partitioned table. A trigger writes to tables of which the statement says nothing.
 
 The catalog is asked when an answer is about to be stored: a hit never waits for it. It is asked
 once per process, and again when the register of everything in the namespace has changed: DDL that
@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from ormcache import functions, sql
+from ormcache import functions, relations, sql
 from ormcache import tables as table_names
 from ormcache.conf import Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction
+from ormcache.effects import passed_on
+from ormcache.fence_rows import TABLE as FENCE
 from ormcache.interruptions import let_through
 from ormcache.memo import Memo
 from ormcache.questions import ask, savepoint
@@ -48,26 +50,62 @@ _POSTGRESQL = """
     JOIN pg_catalog.pg_class child ON child.oid = i.inhrelid
     JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
     WHERE parent.relkind IN ('r', 'p', 'f')
+    UNION ALL
+    SELECT DISTINCT 'trigger', c.relname::text, p.prosrc
+    FROM pg_catalog.pg_trigger t
+    JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+    JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+    WHERE NOT t.tgisinternal
+    UNION ALL
+    SELECT 'trigger', c.relname::text, pg_catalog.pg_get_ruledef(r.oid)
+    FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE r.ev_type <> '1' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+    UNION ALL
+    SELECT DISTINCT 'routine', p.proname::text, p.prosrc
+    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+    WHERE l.lanname NOT IN ('c', 'internal')
+      AND p.pronamespace NOT IN (
+          SELECT oid FROM pg_catalog.pg_namespace
+          WHERE nspname IN ('pg_catalog', 'information_schema'))
+      AND EXISTS (SELECT 1 FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
+      AND NOT EXISTS (
+          SELECT 1 FROM pg_catalog.pg_depend d
+          WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 """
+# Converted, as MySQL refuses a UNION of columns with several collations.
 _MYSQL = """
     SELECT CASE
                WHEN table_type LIKE '%VIEW%' THEN 'view'
                WHEN engine = 'MRG_MyISAM' THEN 'merge table'
                ELSE 'foreign table'
-           END, table_name, NULL
+           END, CONVERT(table_name USING utf8mb4), NULL
     FROM information_schema.tables
     WHERE table_schema = DATABASE()
       AND (table_type LIKE '%VIEW%'
            OR engine IN ('MRG_MyISAM', 'FEDERATED', 'CONNECT', 'SPIDER', 'S3'))
     UNION ALL
-    SELECT 'virtual column', table_name, generation_expression
+    SELECT 'virtual column', CONVERT(table_name USING utf8mb4),
+           CONVERT(generation_expression USING utf8mb4)
     FROM information_schema.columns
     WHERE table_schema = DATABASE() AND extra LIKE '%VIRTUAL%'
+    UNION ALL
+    SELECT 'trigger', CONVERT(event_object_table USING utf8mb4),
+           CONVERT(action_statement USING utf8mb4)
+    FROM information_schema.triggers WHERE event_object_schema = DATABASE()
+    UNION ALL
+    SELECT 'routine', CONVERT(routine_name USING utf8mb4),
+           CONVERT(routine_definition USING utf8mb4)
+    FROM information_schema.routines WHERE routine_schema = DATABASE()
 """
 _SQLITE = """
     SELECT CASE type WHEN 'view' THEN 'view' ELSE 'virtual table' END, name, NULL
     FROM (SELECT * FROM sqlite_master UNION ALL SELECT * FROM sqlite_temp_master)
     WHERE type = 'view' OR sql LIKE 'CREATE VIRTUAL%'
+    UNION ALL
+    SELECT 'trigger', tbl_name, sql
+    FROM (SELECT * FROM sqlite_master UNION ALL SELECT * FROM sqlite_temp_master)
+    WHERE type = 'trigger'
 """
 _QUESTIONS = {"postgresql": _POSTGRESQL, "mysql": _MYSQL, "sqlite": _SQLITE}
 
@@ -84,9 +122,12 @@ class Catalog:
     virtual: Mapping[str, frozenset[str]]
     """For each table with columns that are worked out when they are read: the functions that they
     call. MariaDB lets them call NOW()."""
+    triggers: Mapping[str, frozenset[str]]
+    """For each name that may be that of a table which triggers or rules write: the tables whose
+    triggers these are, and those whose triggers write these."""
 
 
-_NOTHING = Catalog({}, frozenset(), {}, {})
+_NOTHING = Catalog({}, frozenset(), {}, {}, {})
 _known: dict[str, tuple[str, Catalog]] = {}
 """By namespace: the register of everything under which the catalog was read, and the catalog."""
 _breakers: dict[str, Breaker] = {}
@@ -180,12 +221,38 @@ def judge(
     views = (suspects | relatives) & catalog.views.keys()
     if views:
         return Reason.VIEW, ", ".join(sorted(f"{catalog.views[name]} {name}" for name in views))
+    undeclared = _undeclared_triggers(catalog, suspects | relatives, settings)
+    if undeclared:
+        return Reason.TRIGGER, ", ".join(undeclared)
     for name in tables:
         # Columns may call no function of anybody's own: what is not known there is built in.
         cause = functions.volatile_among(catalog.virtual.get(name, ()), "mysql")
         if cause:
             return Reason.NON_DETERMINISTIC, f"{cause} in a column of {name}"
     return None, ""
+
+
+def _undeclared_triggers(catalog: Catalog, tables: Iterable[str], settings: Settings) -> list[str]:
+    """Which of ``tables`` are written by triggers of which ``WRITES`` says nothing, and whose."""
+    writes = passed_on(settings)
+
+    def with_relatives(name: str) -> set[str]:
+        return {name, *catalog.relatives.get(name, ())}
+
+    found = []
+    for name in sorted(catalog.triggers.keys() & tables):
+        family = with_relatives(name)
+        sources = [
+            source
+            for source in sorted(catalog.triggers[name] - family)
+            # Not even a statement that deletes nothing may leave it out.
+            if family.isdisjoint(
+                relations.written_with(with_relatives(source), writes, deletes=False)
+            )
+        ]
+        if sources:
+            found.append(f"{name} by a trigger of {' and '.join(sources)}")
+    return found
 
 
 def look(connection: Any, state: ConnectionState, namespace: str, vector: str) -> Catalog | None:
@@ -343,6 +410,8 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
     row_security: set[str] = set()
     parents: dict[str, set[str]] = defaultdict(set)
     virtual: dict[str, frozenset[str]] = defaultdict(frozenset)
+    triggers: list[tuple[str, str]] = []
+    routines: dict[str, str] = defaultdict(str)
     for kind, name, more in rows:
         table = sql.fold(name)
         if kind == "row security":
@@ -351,11 +420,47 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
             parents[table].add(sql.fold(more))
         elif kind == "virtual column":
             virtual[table] |= sql.analyse_read(more, "mysql").functions
+        elif kind == "trigger":
+            triggers.append((table, more or ""))
+        elif kind == "routine":
+            # Of several with one name it may be any that is called.
+            routines[table] += f"{more or ''};"
         else:
             views[table] = kind
-    if not (views or row_security or parents or virtual):
+    if not (views or row_security or parents or virtual or triggers):
         return _NOTHING
-    return Catalog(views, frozenset(row_security), _relatives(parents), virtual)
+    return Catalog(
+        views, frozenset(row_security), _relatives(parents), virtual, _sources(triggers, routines)
+    )
+
+
+def _sources(
+    triggers: Iterable[tuple[str, str]], routines: Mapping[str, str]
+) -> dict[str, frozenset[str]]:
+    """See :attr:`Catalog.triggers`.
+
+    Args:
+        triggers: tables, and the bodies of their triggers.
+        routines: names, and the bodies of what triggers may call.
+    """
+    calls = {name: sql.names_in(body) & routines.keys() for name, body in routines.items()}
+    sources: dict[str, set[str]] = defaultdict(set)
+    for table, body in triggers:
+        called = sql.names_in(body) & routines.keys()
+        called = called.union(*(_reach(name, calls) for name in called))
+        text = ";".join([body, *(routines[name] for name in sorted(called))])
+        targets = sql.written_in(text)
+        if FENCE in targets:
+            # Of some it says itself that it writes them.
+            folded = text.casefold()
+            targets = frozenset(
+                name
+                for name in targets
+                if f"'{name}'" not in folded and f"'{EVERYTHING}'" not in folded
+            )
+        for target in targets - {table}:
+            sources[target].add(table)
+    return {target: frozenset(_reach(target, sources) - {target}) for target in list(sources)}
 
 
 def _relatives(parents: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
@@ -369,11 +474,11 @@ def _relatives(parents: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
     }
 
 
-def _reach(start: str, edges: Mapping[str, set[str]]) -> set[str]:
+def _reach(start: str, edges: Mapping[str, Set[str]]) -> set[str]:
     found: set[str] = set()
     waiting = [start]
     while waiting:
-        new = edges.get(waiting.pop(), set()) - found
+        new = edges.get(waiting.pop(), frozenset()) - found
         found |= new
         waiting.extend(new)
     return found

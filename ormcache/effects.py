@@ -197,9 +197,14 @@ def _named_in_settings(settings: Settings) -> set[str]:
 
 
 def _passed_on(statement: sql.Statement, settings: Settings) -> Mapping[str, Iterable[str]]:
+    """What a write of this statement to one table writes to others."""
+    # To create or refresh a view changes none of its tables.
+    return settings.WRITES if statement.kind & Kind.IMPLICIT_COMMIT else passed_on(settings)
+
+
+def passed_on(settings: Settings) -> Mapping[str, Iterable[str]]:
     """What a write to one table writes to others: triggers, and views that can be written."""
-    if not settings.DEPENDS_ON or statement.kind & Kind.IMPLICIT_COMMIT:
-        # To create or refresh a view changes none of its tables.
+    if not settings.DEPENDS_ON:
         return settings.WRITES
     names = {*settings.DEPENDS_ON, *settings.WRITES}
     return {

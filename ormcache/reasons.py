@@ -78,6 +78,12 @@ class Reason(str, enum.Enum):
         "none and depend on nothing but the database user; or enable the model in "
         'ORMCACHE["MODELS"].',
     )
+    TRIGGER = (
+        "written by a trigger",
+        "A trigger or rule of another table writes this one, as far as its text tells, and "
+        'ormcache hears of the other table only. Declare it in ORMCACHE["WRITES"], under the '
+        "name of the table that has the trigger.",
+    )
     PARTITIONS = (
         "too many partitions",
         "The table has more than a hundred partitions or children, each of which may be written "

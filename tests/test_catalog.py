@@ -450,6 +450,195 @@ def test_a_policy_that_reads_a_table_follows_it_once_that_is_declared(
         assert cached.warm(tags) == ["a", "b"]
 
 
+# --- triggers ----------------------------------------------------------------------------------
+
+COPY = "INSERT INTO tests_tag (name) VALUES (new.name)"
+
+
+@contextlib.contextmanager
+def trigger(using: str, table: str, body: str) -> Iterator[None]:
+    """Inside, what is inserted into ``table`` makes the database run ``body`` as well."""
+    name = f"copy_{table}"
+    head = f"CREATE TRIGGER {name} AFTER INSERT ON {table} "
+    undo: tuple[str, ...] = (f"DROP TRIGGER {name}",)
+    if using == "postgresql":
+        function = f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS "
+        first = f"{function} $$ BEGIN {body}; RETURN NULL; END $$"
+        statements = (first, f"{head} FOR EACH ROW EXECUTE FUNCTION {name}()")
+        undo = (f"DROP FUNCTION {name} CASCADE",)
+    elif using == "mariadb":
+        statements = (f"{head} FOR EACH ROW {body}",)
+    else:
+        statements = (f"{head} BEGIN {body}; END",)
+    with made(using, *statements, undo=undo):
+        yield
+
+
+@on_all
+def test_what_a_trigger_writes_is_not_stored_unless_it_is_declared(
+    cached: Watch, using: str, tags: Tags, settings: Any
+) -> None:
+    cached.warm(tags)
+    with trigger(using, "tests_author", COPY):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+        Author.objects.using(using).create(name="b")
+        assert tags() == ["a", "b"]
+        found = ormcache.explain(Tag.objects.using(using).all())
+        assert (found.reason, found.cacheable) == (Reason.TRIGGER, False)
+        assert found.detail == "tests_tag by a trigger of tests_author"
+        allow(settings, WRITES={"Tests_Author": ["tests_tag"]})
+        assert cached.warm(tags) == ["a", "b"]
+        Author.objects.using(using).create(name="c")
+        assert cached.warm(tags) == ["a", "b", "c"]
+    allow(settings, WRITES={})
+    wait_for_quarantine(using)
+    assert cached.warm(tags) == ["a", "b", "c"]
+
+
+@on_all
+def test_the_table_that_has_the_trigger_is_stored(cached: Watch, using: str, tags: Tags) -> None:
+    with trigger(using, "tests_author", COPY):
+        cached.warm(Author.objects.using(using).count)
+        Author.objects.using(using).create(name="b")
+        assert cached.warm(Author.objects.using(using).count) == 1
+
+
+@on_all
+def test_enabling_the_model_vouches_for_what_triggers_write(
+    cached: Watch, using: str, tags: Tags, settings: Any
+) -> None:
+    allow(settings, MODELS={"tests.Tag": {"ENABLED": True}})
+    with trigger(using, "tests_author", COPY):
+        cached.warm(tags)
+
+
+@on_all
+@pytest.mark.parametrize(
+    "writes, is_stored",
+    [
+        ({"tests_note": ["tests_tag"]}, False),
+        ({"tests_author": ["tests_note"]}, False),
+        ({"tests_author": ["tests_tag"]}, False),
+        ({"tests_author": ["tests_tag"], "tests_note": ["tests_tag"]}, True),
+        ({"tests_author": ["tests_note"], "tests_note": ["tests_tag"]}, True),
+    ],
+)
+def test_triggers_that_fire_each_other_have_to_be_declared_both(
+    cached: Watch, using: str, tags: Tags, settings: Any, writes: Any, is_stored: bool
+) -> None:
+    allow(settings, WRITES=writes)
+    on_note = COPY.replace("new.name", "new.text")
+    with (
+        trigger(using, "tests_author", "INSERT INTO tests_note (text) VALUES (new.name)"),
+        trigger(using, "tests_note", on_note),
+    ):
+        if is_stored:
+            cached.warm(tags)
+        else:
+            assert not_stored(cached, tags) is Reason.TRIGGER
+        Author.objects.using(using).create(name="b")
+        assert tags() == ["a", "b"]
+
+
+@on_postgresql
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_the_function_of_a_trigger_calls_is_looked_into(
+    cached: Watch, using: str, cache: str, tags: Tags, depth: int
+) -> None:
+    head = "CREATE FUNCTION copy_{}(name text) RETURNS void LANGUAGE sql AS $$ {} $$"
+    inner = head.format(1, COPY.replace("new.name", "$1"))
+    outer = head.format(2, "SELECT copy_1($1)")
+    undo = ("DROP FUNCTION copy_2(text)", "DROP FUNCTION copy_1(text)")
+    with (
+        made(using, inner, outer, undo=undo),
+        trigger(using, "tests_author", f"PERFORM copy_{depth}(new.name)"),
+    ):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+        Author.objects.using(using).create(name="b")
+        assert tags() == ["a", "b"]
+
+
+@on_databases("mariadb", transaction=True)
+def test_the_procedure_that_a_trigger_calls_is_looked_into(
+    cached: Watch, using: str, tags: Tags
+) -> None:
+    procedure = "CREATE PROCEDURE copy_it(name text) INSERT INTO tests_tag (name) VALUES (name)"
+    with (
+        made(using, procedure, undo=("DROP PROCEDURE copy_it",)),
+        trigger(using, "tests_author", "CALL copy_it(new.name)"),
+    ):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    "body",
+    [
+        "EXECUTE 'INSERT INTO tests_tag (name) VALUES ($1)' USING new.name",
+        'UPDATE ONLY public."tests_tag" SET name = new.name',
+        "WITH gone AS (DELETE FROM tests_tag RETURNING 1) SELECT 1 INTO strict new.id",
+        "MERGE INTO tests_tag t USING (SELECT 1) s ON false WHEN NOT MATCHED THEN DO NOTHING",
+        "IF TG_OP = 'INSERT' THEN TRUNCATE tests_tag CASCADE; END IF",
+    ],
+)
+def test_every_way_to_write_is_seen_in_the_body_of_a_trigger(
+    cached: Watch, using: str, cache: str, tags: Tags, body: str
+) -> None:
+    with trigger(using, "tests_author", body):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+
+
+@on_postgresql
+def test_what_a_rule_writes_is_not_stored(
+    cached: Watch, using: str, cache: str, tags: Tags
+) -> None:
+    rule = f"CREATE RULE copy_author AS ON INSERT TO tests_author DO ALSO {COPY}"
+    with made(using, rule, undo=("DROP RULE copy_author ON tests_author",)):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+        Author.objects.using(using).create(name="b")
+        assert tags() == ["a", "b"]
+
+
+@on_all
+def test_a_trigger_that_changes_its_own_table_or_none_needs_no_declaration(
+    cached: Watch, using: str, tags: Tags
+) -> None:
+    body = {
+        "default": "UPDATE tests_tag SET name = name || '!' WHERE id = new.id",
+        "postgresql": "UPDATE tests_tag SET name = name || '!' WHERE id = new.id",
+        "mariadb": "SET @last = new.name",
+    }
+    with trigger(using, "tests_tag", body[using]):
+        cached.warm(tags)
+        Tag.objects.using(using).create(name="b")
+        assert cached.warm(tags) == ["a", "b" if using == "mariadb" else "b!"]
+
+
+@on_all
+@pytest.mark.parametrize(
+    "name, is_stored", [("Tests_Tag", True), ("*", True), ("tests_author", False)]
+)
+def test_a_trigger_that_says_in_the_fence_what_it_writes_needs_no_declaration(
+    cached: Watch, using: str, tags: Tags, name: str, is_stored: bool
+) -> None:
+    body = f"{COPY}; INSERT INTO ormcache_fence (table_name) VALUES ('{name}')"
+    with trigger(using, "tests_author", f"BEGIN {body}; END" if using == "mariadb" else body):
+        if is_stored:
+            cached.warm(tags)
+        else:
+            assert not_stored(cached, tags) is Reason.TRIGGER
+
+
+@on_all
+def test_a_cascade_of_the_database_does_not_declare_a_trigger(
+    cached: Watch, using: str, tags: Tags, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It follows a DELETE only, and triggers other statements as well."""
+    monkeypatch.setattr("ormcache.relations._cascades", lambda: {"tests_author": ("tests_tag",)})
+    with trigger(using, "tests_author", COPY):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+
+
 # --- partitions and children -------------------------------------------------------------------
 
 CHILD = "CREATE TABLE tests_tag_2026 () INHERITS (tests_tag)"

@@ -167,3 +167,55 @@ def test_every_target_of_several_statements_is_found(
     for statement, (name, _) in zip(found, statements, strict=True):
         assert statement.kind & Kind.WRITE
         assert name in statement.targets
+
+
+BODIES = (
+    "{}",
+    "BEGIN {}; RETURN NULL; END",
+    "IF TG_OP = 'DELETE' THEN {}; END IF",
+    "-- update it; or not\n{}",
+    "EXECUTE '{}'",
+    "SELECT a INTO b FROM c; {} /* ; */",
+    "CREATE TRIGGER t AFTER UPDATE OF a ON b BEGIN {}; END",
+)
+
+
+@given(
+    st.lists(NAMES.flatmap(lambda name: st.tuples(st.just(name), spelled(name, VERBS[:-1])))),
+    st.sampled_from(BODIES),
+)
+@quickly(200)
+def test_every_table_that_the_body_of_a_trigger_writes_is_found(
+    statements: list[tuple[str, str]], body: str
+) -> None:
+    text = "\n".join(body.format(statement) for _, statement in statements)
+    assert {name for name, _ in statements} <= sql.written_in(text)
+
+
+@pytest.mark.parametrize(
+    "body, written",
+    [
+        ("INSERT /* a; b */ INTO c VALUES (1)", "c"),
+        ("insert ignore into `a;b` set c = 1", "a;b"),
+        ("REPLACE INTO a VALUES (1)", "a"),
+        ("UPDATE OR IGNORE a SET b = (SELECT c FROM d)", "a"),
+        ("UPDATE a JOIN b ON a.c = b.c SET b.d = 1", "a b"),
+        ("DELETE a, b FROM a JOIN b ON a.c = b.c", "a b"),
+        ("COPY a FROM '/tmp/b'", "a"),
+        ("INSERT INTO a ON", "a"),
+        ("SELECT replace(a, 'b', 'c') FROM d", ""),
+        ("tsvector_update_trigger", ""),
+        ("NEW.updated := now(); RETURN NEW;", ""),
+    ],
+)
+def test_what_a_body_writes(body: str, written: str) -> None:
+    assert set(written.split()) <= sql.written_in(body)
+    if not written:
+        assert sql.written_in(body) == frozenset()
+
+
+@pytest.mark.parametrize("text", ["INSERT ", 'INSERT "', "UPDATE a", "/*", "-- DELETE", "`"])
+def test_long_bodies_take_time_in_proportion_to_their_length(text: str) -> None:
+    begun = time.process_time()
+    sql.written_in(text * 20_000)
+    assert time.process_time() - begun < 5

@@ -9,7 +9,7 @@ the side of naming too much (a write) or of being unclear (a read).
     reads                   tables and functions of a SELECT: `analyse_read()`
     kinds                   the vocabulary in which is said what a statement does
     statements              what a text of any statements does: `classify()`, which asks
-        targets                 which tables a write names,
+        targets                 which tables a write or the body of a trigger names,
         definitions             what DDL is about,
         transaction_control     what BEGIN, COMMIT and their like do,
         session_settings        what SET, PRAGMA and their like change
@@ -23,6 +23,7 @@ from ormcache.sql.names import NAME, fold, table_name
 from ormcache.sql.reads import analyse_read
 from ormcache.sql.session_settings import names_temporary_schema
 from ormcache.sql.statements import classify
+from ormcache.sql.targets import names_in, written_in
 
 __all__ = [
     "NAME",
@@ -31,9 +32,11 @@ __all__ = [
     "analyse_read",
     "classify",
     "fold",
+    "names_in",
     "names_temporary_schema",
     "normalise",
     "table_name",
     "tokens",
     "words",
+    "written_in",
 ]

@@ -16,17 +16,18 @@ _OBJECTS = frozenset(
     user view
     """.split()
 )
-# A change of these changes what queries answer, and names no table whose queries they are.
-# SEARCH is that of TEXT SEARCH CONFIGURATION and its like.
+# A change of these changes what queries answer, and names no table whose queries they are; or what
+# triggers write. SEARCH is that of TEXT SEARCH CONFIGURATION and its like.
 _MEANINGS = frozenset(
-    "aggregate cast function operator package policy routine rule search".split()
+    "aggregate cast function operator package policy procedure routine rule search".split()
 )
 _MEANINGS_ONCE_THERE = frozenset("collation domain extension schema type".split())
-# Words of DDL that may change what a name means, or what a query sees of it, without naming it.
+# Words of DDL that may change what a name means, what a query sees of it, or what is written with
+# it, without naming it.
 _HINTS = frozenset(
     """
-    attach detach engine inherit inherits owned partition rename schema security server view
-    virtual
+    attach detach engine inherit inherits owned partition rename schema security server trigger
+    view virtual
     """.split()
 )
 

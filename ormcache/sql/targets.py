@@ -36,6 +36,15 @@ _BEFORE_NAME = frozenset("only if not exists table into".split())
 # What may stand between the INTO of a SELECT and its table.
 _INTO_WORDS = frozenset("global local temp temporary unlogged".split())
 
+# Up to a word or sign that no name stands before any more.
+_WRITE_IN_BODY = re.compile(
+    r"""\b(?:INSERT|REPLACE|UPDATE|DELETE|MERGE|TRUNCATE|COPY)\b
+    ((?:"[^"]*"|`[^`]*`|/\*.*?\*/|--[^\n]*|.)*?)
+    (?=[(;]|\b(?:SET|VALUES|SELECT|WHERE|USING|RETURNING|DEFAULT|ON|OF|LIMIT|ORDER)\b|\Z)""",
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+_NAME = re.compile(NAME)
+
 
 class Target(NamedTuple):
     """The one table that a simple statement writes to."""
@@ -110,3 +119,20 @@ def _names_behind(keyword: str, stream: list[Token], at: int) -> tuple[set[str],
         if stream[at].text != ",":
             return found, at
         at += 1
+
+
+def written_in(body: str) -> frozenset[str]:
+    """What may be the name of a table that a routine writes: all words behind INSERT and its like.
+
+    Args:
+        body: of a trigger or function, in whatever language. What it has in strings counts, too,
+            for it may be executed.
+    """
+    return frozenset(
+        fold(name) for match in _WRITE_IN_BODY.finditer(body) for name in _NAME.findall(match[1])
+    )
+
+
+def names_in(body: str) -> frozenset[str]:
+    """All words of a routine: among them are the routines that it calls."""
+    return frozenset(map(fold, _NAME.findall(body)))
