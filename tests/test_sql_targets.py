@@ -204,6 +204,14 @@ def test_every_table_that_the_body_of_a_trigger_writes_is_found(
         ("COPY a FROM '/tmp/b'", "a"),
         ("INSERT INTO a ON", "a"),
         ("SELECT replace(a, 'b', 'c') FROM d", ""),
+        ("UPDATE a JOIN b ON a.c = b.c JOIN d ON d.c = b.c SET d.e = 1", "a b d"),
+        ("UPDATE a JOIN (b) USING (c), d SET d.e = 1", "a b d"),
+        ("DELETE t FROM a JOIN b ON a.c = b.c JOIN d AS t ON d.c = b.c", "d"),
+        ("DELETE FROM t USING a JOIN b ON a.c = b.c JOIN `d` t ON 1", "d"),
+        ("-- update 5\" disks\nINSERT INTO a (b) VALUES ('\"')", "a"),
+        ("EXECUTE 'DELETE' || ' FROM a'", "a"),
+        ("IF TG_OP = 'UPDATE' AND OLD.a <> NEW.a THEN RETURN NEW", ""),
+        ("IF TG_OP IN ('INSERT', 'UPDATE') THEN NEW.a := 1", ""),
         ("tsvector_update_trigger", ""),
         ("NEW.updated := now(); RETURN NEW;", ""),
     ],
@@ -219,3 +227,10 @@ def test_long_bodies_take_time_in_proportion_to_their_length(text: str) -> None:
     begun = time.process_time()
     sql.written_in(text * 20_000)
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "body", ["CALL a(1)", "b[a(1)]", "'\"'; SELECT a(1); '\"'", '-- 5"\nSELECT a(1)\n-- 5"']
+)
+def test_every_routine_that_a_body_calls_is_among_its_names(body: str) -> None:
+    assert "a" in sql.names_in(body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ormcache.sql.lexer import END, Token, last_part
+from ormcache.sql.lexer import END, Token, last_part, words
 from ormcache.sql.names import NAME, fold
 
 _COLUMNS = rf"\(\s*{NAME}(?:\s*,\s*{NAME})*\s*\)"
@@ -36,13 +36,21 @@ _BEFORE_NAME = frozenset("only if not exists table into".split())
 # What may stand between the INTO of a SELECT and its table.
 _INTO_WORDS = frozenset("global local temp temporary unlogged".split())
 
-# Up to a word or sign that no name stands before any more.
+# Up to a word or sign that no name stands before any more. A verb alone in a string is compared
+# with something, such as TG_OP, unless the rest of the statement is added to it.
 _WRITE_IN_BODY = re.compile(
-    r"""\b(?:INSERT|REPLACE|UPDATE|DELETE|MERGE|TRUNCATE|COPY)\b
+    r"""(?:(?<!')\b(?:VERBS)\b | \b(?:VERBS)\b(?!'(?!\s*\|\|)))
     ((?:"[^"]*"|`[^`]*`|/\*.*?\*/|--[^\n]*|.)*?)
-    (?=[(;]|\b(?:SET|VALUES|SELECT|WHERE|USING|RETURNING|DEFAULT|ON|OF|LIMIT|ORDER)\b|\Z)""",
+    (?=[(;]|\b(?:SET|VALUES|SELECT|WHERE|USING|RETURNING|DEFAULT|ON|OF|LIMIT|ORDER)\b|\Z)""".replace(
+        "VERBS", "INSERT|REPLACE|UPDATE|DELETE|MERGE|TRUNCATE|COPY"
+    ),
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
+# Of MySQL's UPDATE a JOIN b ON … JOIN c ON … SET, any of them may be written.
+_UPDATE_IN_BODY = re.compile(r"\bUPDATE\b((?:(?!\bUPDATE\b)[^;])*?)\bSET\b", re.IGNORECASE)
+# Of its DELETE c FROM a JOIN b ON … JOIN d AS c ON …, c may be a name that d has there alone.
+_DELETE_IN_BODY = re.compile(r"\bDELETE\b(?:(?!\bDELETE\b)[^;])*", re.IGNORECASE)
+_CALLED_OTHERWISE = re.compile(rf"({NAME})\s+(?:AS\s+)?(?=({NAME}))", re.IGNORECASE)
 _NAME = re.compile(NAME)
 
 
@@ -128,11 +136,21 @@ def written_in(body: str) -> frozenset[str]:
         body: of a trigger or function, in whatever language. What it has in strings counts, too,
             for it may be executed.
     """
-    return frozenset(
-        fold(name) for match in _WRITE_IN_BODY.finditer(body) for name in _NAME.findall(match[1])
-    )
+    found = frozenset[str]()
+    for pattern in (_WRITE_IN_BODY, _UPDATE_IN_BODY):
+        found = found.union(*(names_in(match[1]) for match in pattern.finditer(body)))
+    for match in _DELETE_IN_BODY.finditer(body):
+        tables = {
+            (fold(table), fold(alias)) for table, alias in _CALLED_OTHERWISE.findall(match[0])
+        }
+        found |= {table for table, alias in tables if alias in found}
+    return found
 
 
 def names_in(body: str) -> frozenset[str]:
-    """All words of a routine: among them are the routines that it calls."""
-    return frozenset(map(fold, _NAME.findall(body)))
+    """All words of a routine: among them are the routines that it calls.
+
+    Those inside of what looks like a quoted name, too: where a comment or a string has one quote,
+    it is not known which of them are.
+    """
+    return words(body).union(map(fold, _NAME.findall(body)))
