@@ -35,7 +35,7 @@ from ormcache.stores import EVERYTHING, Breaker
 _RELATIVES_LIMIT = 100
 
 # Rows of (kind, name, parent or expression). Relations of one name in several schemas are taken
-# for one.
+# for one. A routine whose body is no string, BEGIN ATOMIC … END, has nothing in prosrc.
 _POSTGRESQL = """
     SELECT CASE c.relkind
                WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' ELSE 'foreign table'
@@ -62,13 +62,20 @@ _POSTGRESQL = """
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE r.ev_type <> '1' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
     UNION ALL
-    SELECT DISTINCT 'routine', p.proname::text, p.prosrc
+    SELECT DISTINCT 'routine', p.proname::text,
+           COALESCE(NULLIF(p.prosrc, ''), pg_catalog.pg_get_functiondef(p.oid))
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
     WHERE l.lanname NOT IN ('c', 'internal')
       AND p.pronamespace NOT IN (
           SELECT oid FROM pg_catalog.pg_namespace
           WHERE nspname IN ('pg_catalog', 'information_schema'))
-      AND EXISTS (SELECT 1 FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
+      AND (EXISTS (SELECT 1 FROM pg_catalog.pg_trigger WHERE NOT tgisinternal)
+           OR EXISTS (
+               SELECT 1
+               FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+               WHERE r.ev_type <> '1'
+                 AND n.nspname NOT IN ('pg_catalog', 'information_schema')))
       AND NOT EXISTS (
           SELECT 1 FROM pg_catalog.pg_depend d
           WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
@@ -124,14 +131,17 @@ class Catalog:
     call. MariaDB lets them call NOW()."""
     triggers: Mapping[str, frozenset[str]]
     """For each name that may be that of a table which triggers or rules write: the tables whose
-    triggers these are, and those whose triggers write these."""
+    triggers these are."""
+    above: Mapping[str, frozenset[str]]
+    """For each child: all above it. Who writes there may write the child."""
 
 
-_NOTHING = Catalog({}, frozenset(), {}, {}, {})
+_NOTHING = Catalog({}, frozenset(), {}, {}, {}, {})
 _known: dict[str, tuple[str, Catalog]] = {}
 """By namespace: the register of everything under which the catalog was read, and the catalog."""
 _breakers: dict[str, Breaker] = {}
 _registers: Memo[tuple[str, tuple[str, ...]], tuple[str, ...]] = Memo()
+_undeclared: Memo[str, str] = Memo()
 
 
 def registers(
@@ -234,25 +244,33 @@ def judge(
 
 def _undeclared_triggers(catalog: Catalog, tables: Iterable[str], settings: Settings) -> list[str]:
     """Which of ``tables`` are written by triggers of which ``WRITES`` says nothing, and whose."""
-    writes = passed_on(settings)
-
-    def with_relatives(name: str) -> set[str]:
-        return {name, *catalog.relatives.get(name, ())}
-
+    memo = _undeclared.under(settings, table_names.known.generation, catalog)
     found = []
     for name in sorted(catalog.triggers.keys() & tables):
-        family = with_relatives(name)
-        sources = [
-            source
-            for source in sorted(catalog.triggers[name] - family)
-            # Not even a statement that deletes nothing may leave it out.
-            if family.isdisjoint(
-                relations.written_with(with_relatives(source), writes, deletes=False)
-            )
-        ]
-        if sources:
-            found.append(f"{name} by a trigger of {' and '.join(sources)}")
+        if name not in memo:
+            memo[name] = " and ".join(_undeclared_sources(catalog, name, settings))
+        if memo[name]:
+            found.append(f"{name} by a trigger of {memo[name]}")
     return found
+
+
+def _undeclared_sources(catalog: Catalog, name: str, settings: Settings) -> list[str]:
+    # A write to any of them is one to ``name``.
+    family = {name, *catalog.relatives.get(name, ())}
+    writes = passed_on(settings)
+    # Whoever writes the table above a child may make the child's triggers fire.
+    writers = {
+        table: catalog.triggers.get(table, frozenset()) | catalog.above.get(table, frozenset())
+        for table in {*catalog.triggers, *catalog.above}
+    }
+    # Those above ``name`` itself are of its family.
+    sources = _reach(name, {**writers, name: catalog.triggers[name]}) - family
+    return [
+        source
+        for source in sorted(sources)
+        # Not even a statement that deletes nothing may leave it out.
+        if family.isdisjoint(relations.written_with({source}, writes, deletes=False))
+    ]
 
 
 def look(connection: Any, state: ConnectionState, namespace: str, vector: str) -> Catalog | None:
@@ -430,7 +448,12 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
     if not (views or row_security or parents or virtual or triggers):
         return _NOTHING
     return Catalog(
-        views, frozenset(row_security), _relatives(parents), virtual, _sources(triggers, routines)
+        views,
+        frozenset(row_security),
+        _relatives(parents),
+        virtual,
+        _sources(triggers, routines),
+        {name: frozenset(_reach(name, parents)) for name in parents},
     )
 
 
@@ -443,24 +466,37 @@ def _sources(
         triggers: tables, and the bodies of their triggers.
         routines: names, and the bodies of what triggers may call.
     """
-    calls = {name: sql.names_in(body) & routines.keys() for name, body in routines.items()}
-    sources: dict[str, set[str]] = defaultdict(set)
+    tables: dict[str, set[str]] = defaultdict(set)
     for table, body in triggers:
-        called = sql.names_in(body) & routines.keys()
-        called = called.union(*(_reach(name, calls) for name in called))
-        text = ";".join([body, *(routines[name] for name in sorted(called))])
-        targets = sql.written_in(text)
+        tables[body].add(table)
+    # There may be thousands of routines, of which triggers call a few. Each is looked into once.
+    calls: dict[str, Set[str]] = {}
+    written: dict[str, frozenset[str]] = {}
+    sources: dict[str, set[str]] = defaultdict(set)
+    for trigger, its_tables in tables.items():
+        bodies = {trigger}
+        waiting = [trigger]
+        while waiting:
+            body = waiting.pop()
+            if body not in calls:
+                called = sql.names_in(body) & routines.keys()
+                calls[body] = {routines[name] for name in called}
+                written[body] = sql.written_in(body)
+            new = calls[body] - bodies
+            bodies |= new
+            waiting.extend(new)
+        targets = frozenset[str]().union(*(written[body] for body in bodies))
         if FENCE in targets:
             # Of some it says itself that it writes them.
-            folded = text.casefold()
+            folded = ";".join(bodies).casefold()
             targets = frozenset(
                 name
                 for name in targets
                 if f"'{name}'" not in folded and f"'{EVERYTHING}'" not in folded
             )
-        for target in targets - {table}:
-            sources[target].add(table)
-    return {target: frozenset(_reach(target, sources) - {target}) for target in list(sources)}
+        for target in targets:
+            sources[target] |= its_tables - {target}
+    return {target: frozenset(found) for target, found in sources.items() if found}
 
 
 def _relatives(parents: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:

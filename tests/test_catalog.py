@@ -11,7 +11,7 @@ from django.db import DataError, connections, models, transaction
 from django.test.utils import isolate_apps
 
 import ormcache
-from ormcache import catalog, conf, sessions
+from ormcache import catalog, conf, sessions, sql
 from ormcache.catalog import Catalog
 from ormcache.connection_state import state_of
 from ormcache.reasons import Reason
@@ -556,6 +556,114 @@ def test_what_the_function_of_a_trigger_calls_is_looked_into(
         assert not_stored(cached, tags) is Reason.TRIGGER
         Author.objects.using(using).create(name="b")
         assert tags() == ["a", "b"]
+
+
+@on_postgresql
+def test_a_function_whose_body_is_no_string_is_looked_into(
+    cached: Watch, using: str, cache: str, tags: Tags
+) -> None:
+    body = COPY.replace("new.name", "$1")
+    function = f"CREATE FUNCTION copy_1(name text) RETURNS void BEGIN ATOMIC {body}; END"
+    with connections[using].cursor() as cursor:
+        if cursor.connection.info.server_version < 140000:
+            pytest.skip("PostgreSQL 13 has strings only")
+    with (
+        made(using, function, undo=("DROP FUNCTION copy_1(text)",)),
+        trigger(using, "tests_author", "PERFORM copy_1(new.name)"),
+    ):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+        Author.objects.using(using).create(name="b")
+        assert tags() == ["a", "b"]
+
+
+@on_postgresql
+def test_what_a_rule_calls_is_looked_into_where_there_is_no_trigger(
+    cached: Watch, using: str, cache: str, tags: Tags
+) -> None:
+    body = COPY.replace("new.name", "$1")
+    function = f"CREATE FUNCTION copy_1(name text) RETURNS void LANGUAGE sql AS $$ {body} $$"
+    rule = "CREATE RULE copy_author AS ON INSERT TO tests_author DO ALSO SELECT copy_1(new.name)"
+    undo = ("DROP RULE copy_author ON tests_author", "DROP FUNCTION copy_1(text)")
+    with made(using, function, rule, undo=undo):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+
+
+@on_databases("mariadb", transaction=True)
+@pytest.mark.parametrize(
+    "body",
+    [
+        """UPDATE tests_book b JOIN tests_author a ON a.id = b.id JOIN tests_tag t ON t.id <> b.id
+        SET t.name = new.text""",
+        """DELETE t FROM tests_book b JOIN tests_author a ON a.id = b.id JOIN tests_tag t
+        ON t.id <> b.id""",
+    ],
+)
+def test_a_statement_of_a_trigger_may_write_the_last_of_many_tables(
+    cached: Watch, using: str, tags: Tags, body: str
+) -> None:
+    with trigger(using, "tests_note", body):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    "writes, is_stored",
+    [
+        ({"tests_author": ["tests_tag"]}, False),
+        ({"tests_author_2026": ["tests_tag"]}, False),
+        ({"tests_author": ["tests_tag"], "tests_author_2026": ["tests_tag"]}, True),
+    ],
+)
+def test_a_trigger_of_a_child_is_declared_for_all_that_may_make_it_fire(
+    cached: Watch, using: str, cache: str, tags: Tags, settings: Any, writes: Any, is_stored: bool
+) -> None:
+    allow(settings, WRITES=writes)
+    child = "CREATE TABLE tests_author_2026 () INHERITS (tests_author)"
+    with (
+        made(using, child, undo=("DROP TABLE tests_author_2026",)),
+        trigger(using, "tests_author_2026", COPY),
+    ):
+        tags()
+        reason = ormcache.explain(Tag.objects.using(using).all()).reason
+        assert reason is (None if is_stored else Reason.TRIGGER)
+
+
+@on_postgresql
+def test_what_a_trigger_of_a_child_writes_is_written_by_who_writes_above_it(
+    cached: Watch, using: str, cache: str, tags: Tags, settings: Any
+) -> None:
+    both = ["tests_author", "tests_author_2026"]
+    allow(settings, WRITES={name: ["tests_tag"] for name in both})
+    child = "CREATE TABLE tests_author_2026 () INHERITS (tests_author)"
+    with (
+        made(using, child, undo=("DROP TABLE tests_author_2026",)),
+        trigger(using, "tests_author_2026", COPY),
+        trigger(using, "tests_note", "UPDATE tests_author SET name = new.text"),
+    ):
+        assert not_stored(cached, tags) is Reason.TRIGGER
+        allow(settings, WRITES={**settings.ORMCACHE["WRITES"], "tests_note": both})
+        cached.warm(tags)
+
+
+def test_routines_that_no_trigger_calls_are_not_looked_into(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There may be thousands of them. The others are looked into once."""
+    seen = []
+    original = sql.names_in
+
+    def names_in(body: str) -> frozenset[str]:
+        seen.append(body)
+        return original(body)
+
+    monkeypatch.setattr(sql, "names_in", names_in)
+    body = "INSERT INTO t_{} VALUES (1); SELECT f_{}()"
+    routines = [("routine", f"f_{i}", body.format(i, i + 1)) for i in range(9)]
+    triggers = [("trigger", f"a_{i}", f"SELECT f_7(); -- {i}") for i in range(3)]
+    found = catalog._read([*routines, *triggers]).triggers
+    assert found["t_7"] == found["t_8"] == {"a_0", "a_1", "a_2"}
+    assert "t_6" not in found
+    assert len(seen) == 5
 
 
 @on_databases("mariadb", transaction=True)
