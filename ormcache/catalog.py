@@ -131,12 +131,14 @@ class Catalog:
     call. MariaDB lets them call NOW()."""
     triggers: Mapping[str, frozenset[str]]
     """For each name that may be that of a table which triggers or rules write: the tables whose
-    triggers these are."""
+    triggers these are. Without those that say in the fence that they write it."""
+    all_triggers: Mapping[str, frozenset[str]]
+    """The same with them: nobody may look into the fence."""
     above: Mapping[str, frozenset[str]]
     """For each child: all above it. Who writes there may write the child."""
 
 
-_NOTHING = Catalog({}, frozenset(), {}, {}, {}, {})
+_NOTHING = Catalog({}, frozenset(), {}, {}, {}, {}, {})
 _known: dict[str, tuple[str, Catalog]] = {}
 """By namespace: the register of everything under which the catalog was read, and the catalog."""
 _breakers: dict[str, Breaker] = {}
@@ -210,7 +212,7 @@ def _is_vouched_for(name: str, settings: Settings) -> bool:
 
 
 def judge(
-    catalog: Catalog, tables: tuple[str, ...], settings: Settings
+    catalog: Catalog, tables: tuple[str, ...], settings: Settings, *, has_fence: bool = False
 ) -> tuple[Reason | None, str]:
     """Why an answer must not be stored, with the names of the cause; or (None, "").
 
@@ -218,6 +220,7 @@ def judge(
         catalog: from :func:`look`.
         tables: the tables of the query.
         settings: those in force.
+        has_fence: whether the fence is looked into.
     """
     if catalog is _NOTHING:
         return None, ""
@@ -231,7 +234,8 @@ def judge(
     views = (suspects | relatives) & catalog.views.keys()
     if views:
         return Reason.VIEW, ", ".join(sorted(f"{catalog.views[name]} {name}" for name in views))
-    undeclared = _undeclared_triggers(catalog, suspects | relatives, settings)
+    triggers = catalog.triggers if has_fence else catalog.all_triggers
+    undeclared = _undeclared_triggers(catalog, triggers, suspects | relatives, settings)
     if undeclared:
         return Reason.TRIGGER, ", ".join(undeclared)
     for name in tables:
@@ -242,29 +246,36 @@ def judge(
     return None, ""
 
 
-def _undeclared_triggers(catalog: Catalog, tables: Iterable[str], settings: Settings) -> list[str]:
+def _undeclared_triggers(
+    catalog: Catalog,
+    triggers: Mapping[str, frozenset[str]],
+    tables: Iterable[str],
+    settings: Settings,
+) -> list[str]:
     """Which of ``tables`` are written by triggers of which ``WRITES`` says nothing, and whose."""
-    memo = _undeclared.under(settings, table_names.known.generation, catalog)
+    memo = _undeclared.under(settings, table_names.known.generation, catalog, id(triggers))
     found = []
-    for name in sorted(catalog.triggers.keys() & tables):
+    for name in sorted(triggers.keys() & tables):
         if name not in memo:
-            memo[name] = " and ".join(_undeclared_sources(catalog, name, settings))
+            memo[name] = " and ".join(_undeclared_sources(catalog, triggers, name, settings))
         if memo[name]:
             found.append(f"{name} by a trigger of {memo[name]}")
     return found
 
 
-def _undeclared_sources(catalog: Catalog, name: str, settings: Settings) -> list[str]:
+def _undeclared_sources(
+    catalog: Catalog, triggers: Mapping[str, frozenset[str]], name: str, settings: Settings
+) -> list[str]:
     # A write to any of them is one to ``name``.
     family = {name, *catalog.relatives.get(name, ())}
     writes = passed_on(settings)
     # Whoever writes the table above a child may make the child's triggers fire.
     writers = {
-        table: catalog.triggers.get(table, frozenset()) | catalog.above.get(table, frozenset())
-        for table in {*catalog.triggers, *catalog.above}
+        table: triggers.get(table, frozenset()) | catalog.above.get(table, frozenset())
+        for table in {*triggers, *catalog.above}
     }
     # Those above ``name`` itself are of its family.
-    sources = _reach(name, {**writers, name: catalog.triggers[name]}) - family
+    sources = _reach(name, {**writers, name: triggers[name]}) - family
     return [
         source
         for source in sorted(sources)
@@ -452,15 +463,15 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
         frozenset(row_security),
         _relatives(parents),
         virtual,
-        _sources(triggers, routines),
+        *_sources(triggers, routines),
         {name: frozenset(_reach(name, parents)) for name in parents},
     )
 
 
 def _sources(
     triggers: Iterable[tuple[str, str]], routines: Mapping[str, str]
-) -> dict[str, frozenset[str]]:
-    """See :attr:`Catalog.triggers`.
+) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """See :attr:`Catalog.triggers` and :attr:`Catalog.all_triggers`.
 
     Args:
         triggers: tables, and the bodies of their triggers.
@@ -473,6 +484,7 @@ def _sources(
     calls: dict[str, Set[str]] = {}
     written: dict[str, frozenset[str]] = {}
     sources: dict[str, set[str]] = defaultdict(set)
+    all_sources: dict[str, set[str]] = defaultdict(set)
     for trigger, its_tables in tables.items():
         bodies = {trigger}
         waiting = [trigger]
@@ -486,6 +498,8 @@ def _sources(
             bodies |= new
             waiting.extend(new)
         targets = frozenset[str]().union(*(written[body] for body in bodies))
+        for target in targets:
+            all_sources[target] |= its_tables - {target}
         if FENCE in targets:
             # Of some it says itself that it writes them.
             folded = ";".join(bodies).casefold()
@@ -496,6 +510,10 @@ def _sources(
             )
         for target in targets:
             sources[target] |= its_tables - {target}
+    return _frozen(sources), _frozen(all_sources)
+
+
+def _frozen(sources: Mapping[str, Set[str]]) -> dict[str, frozenset[str]]:
     return {target: frozenset(found) for target, found in sources.items() if found}
 
 

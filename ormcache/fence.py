@@ -120,7 +120,7 @@ def why_not_trust(
     interval = settings.fence_interval
     if interval is None:
         return None
-    # As _is_looked_into(), without a call: this is asked at every hit.
+    # As is_looked_into(), without a call: this is asked at every hit.
     if isinstance(settings.FENCE, Inherited) and (
         route.store is None or not route.store.is_remote
     ):
@@ -152,7 +152,7 @@ def status(connection: Any, route: Route, settings: Settings) -> str | None:
 
     None where nobody looks. Raises nothing.
     """
-    if not _is_looked_into(route, settings):
+    if not is_looked_into(route, settings):
         return None
     if route.lags_behind is not None:
         connection = connections[route.lags_behind]
@@ -182,7 +182,8 @@ def status(connection: Any, route: Route, settings: Settings) -> str | None:
     return looked
 
 
-def _is_looked_into(route: Route, settings: Settings) -> bool:
+def is_looked_into(route: Route, settings: Settings) -> bool:
+    """Whether anybody hears of a row in the fence."""
     if settings.fence_interval is None:
         return False
     # Left to the policy, nobody writes there because a cache of this process is out of reach.

@@ -375,7 +375,9 @@ def why_not_store(
     found = catalog.look(connection, state, route.namespace, vector)
     if found is None:
         return Reason.CATALOG_UNKNOWN, ""
-    reason, detail = catalog.judge(found, plan.tables, current())
+    settings = current()
+    has_fence = fence.is_looked_into(route, settings)
+    reason, detail = catalog.judge(found, plan.tables, settings, has_fence=has_fence)
     if reason is not None:
         return reason, detail
     if route.has_tenants:

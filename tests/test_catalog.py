@@ -727,14 +727,25 @@ def test_a_trigger_that_changes_its_own_table_or_none_needs_no_declaration(
     "name, is_stored", [("Tests_Tag", True), ("*", True), ("tests_author", False)]
 )
 def test_a_trigger_that_says_in_the_fence_what_it_writes_needs_no_declaration(
-    cached: Watch, using: str, tags: Tags, name: str, is_stored: bool
+    cached: Watch, using: str, tags: Tags, settings: Any, name: str, is_stored: bool
 ) -> None:
+    allow(settings, FENCE=1)
     body = f"{COPY}; INSERT INTO ormcache_fence (table_name) VALUES ('{name}')"
     with trigger(using, "tests_author", f"BEGIN {body}; END" if using == "mariadb" else body):
         if is_stored:
             cached.warm(tags)
         else:
             assert not_stored(cached, tags) is Reason.TRIGGER
+
+
+@on_all
+def test_what_a_trigger_says_in_the_fence_counts_for_nothing_where_nobody_looks(
+    cached: Watch, using: str, tags: Tags, settings: Any
+) -> None:
+    body = f"{COPY}; INSERT INTO ormcache_fence (table_name) VALUES ('tests_tag')"
+    with trigger(using, "tests_author", f"BEGIN {body}; END" if using == "mariadb" else body):
+        allow(settings, ON_CACHE_FAILURE="raise", FENCE=None)
+        assert not_stored(cached, tags) is Reason.TRIGGER
 
 
 @on_all
