@@ -34,9 +34,21 @@ from ormcache.stores import EVERYTHING, Breaker
 
 _RELATIVES_LIMIT = 100
 
+# Stands for a body that is kept as a tree: all tables in it as if they were written, and what it
+# calls. pg_get_ruledef() and its like would lock the tables, so a read would wait for whoever has
+# locked any of them.
+_STATEMENTS_OF = """(
+        SELECT concat('UPDATE ', string_agg('"' || t.relname || '"', ' '), ';',
+                      string_agg('"' || f.proname || '"', ' '))
+        FROM pg_catalog.pg_depend d
+        LEFT JOIN pg_catalog.pg_class t
+            ON d.refclassid = 'pg_catalog.pg_class'::regclass AND t.oid = d.refobjid
+        LEFT JOIN pg_catalog.pg_proc f
+            ON d.refclassid = 'pg_catalog.pg_proc'::regclass AND f.oid = d.refobjid
+        WHERE d.classid = 'pg_catalog.{0}'::regclass AND d.objid = {1}.oid)"""
 # Rows of (kind, name, parent or expression). Relations of one name in several schemas are taken
 # for one. A routine whose body is no string, BEGIN ATOMIC … END, has nothing in prosrc.
-_POSTGRESQL = """
+_POSTGRESQL = f"""
     SELECT CASE c.relkind
                WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' ELSE 'foreign table'
            END, c.relname::text, NULL
@@ -57,13 +69,13 @@ _POSTGRESQL = """
     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
     WHERE NOT t.tgisinternal
     UNION ALL
-    SELECT 'trigger', c.relname::text, pg_catalog.pg_get_ruledef(r.oid)
+    SELECT 'trigger', c.relname::text, {_STATEMENTS_OF.format("pg_rewrite", "r")}
     FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE r.ev_type <> '1' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
     UNION ALL
     SELECT DISTINCT 'routine', p.proname::text,
-           COALESCE(NULLIF(p.prosrc, ''), pg_catalog.pg_get_functiondef(p.oid))
+           CASE WHEN p.prosrc <> '' THEN p.prosrc ELSE {_STATEMENTS_OF.format("pg_proc", "p")} END
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
     WHERE l.lanname NOT IN ('c', 'internal')
       AND p.pronamespace NOT IN (

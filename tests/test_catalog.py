@@ -588,6 +588,29 @@ def test_what_a_rule_calls_is_looked_into_where_there_is_no_trigger(
         assert not_stored(cached, tags) is Reason.TRIGGER
 
 
+@on_postgresql
+def test_the_question_for_rules_and_routines_waits_for_no_lock(
+    cached: Watch, using: str, cache: str, tags: Tags
+) -> None:
+    body = "INSERT INTO tests_tag (name) VALUES (name)"
+    made_by = (
+        f"CREATE FUNCTION copy_1(name text) RETURNS void BEGIN ATOMIC {body}; END",
+        "CREATE RULE copy_author AS ON INSERT TO tests_author DO ALSO SELECT copy_1(new.name)",
+    )
+    undo = ("DROP RULE copy_author ON tests_author", "DROP FUNCTION copy_1(text)")
+    with connections[using].cursor() as cursor:
+        if cursor.connection.info.server_version < 140000:
+            pytest.skip("PostgreSQL 13 has strings only")
+    other = connections[using].copy()
+    with made(using, *made_by, undo=undo), contextlib.closing(other):
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute("LOCK TABLE tests_author, tests_tag IN ACCESS EXCLUSIVE MODE")
+        with transaction.atomic(using=using):
+            outside(using, "SET LOCAL lock_timeout = 1000", catalog._QUESTIONS["postgresql"])
+        other.rollback()
+
+
 @on_databases("mariadb", transaction=True)
 @pytest.mark.parametrize(
     "body",
