@@ -124,6 +124,7 @@ def test_the_reasons() -> None:
         "UNSEEN": "transaction begun past Django",
         "SWITCHED_OFF": "switched off",
         "TOO_LARGE": "result too large",
+        "TRIGGER": "written by a trigger",
         "UNKNOWN_FUNCTION": "calls an unknown function",
         "UNKNOWN_TABLE": "reads an unknown table",
         "UNMANAGED": "unmanaged model",
