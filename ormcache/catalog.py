@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from ormcache import functions, relations, sql
+from ormcache import functions, sql, triggers
 from ormcache import tables as table_names
 from ormcache.conf import Settings, current
 from ormcache.connection_state import ConnectionState, in_transaction
-from ormcache.effects import passed_on
-from ormcache.fence_rows import TABLE as FENCE
 from ormcache.interruptions import let_through
 from ormcache.memo import Memo
 from ormcache.questions import ask, savepoint
 from ormcache.reasons import Reason
+from ormcache.relations import reach
 from ormcache.routers import schemas, tenancy
 from ormcache.routers.namespaces import Route
 from ormcache.snapshots import is_undisturbed
 from ormcache.stores import EVERYTHING, Breaker
+from ormcache.triggers import Triggers
 
 _RELATIVES_LIMIT = 100
 
@@ -141,21 +141,14 @@ class Catalog:
     virtual: Mapping[str, frozenset[str]]
     """For each table with columns that are worked out when they are read: the functions that they
     call. MariaDB lets them call NOW()."""
-    triggers: Mapping[str, frozenset[str]]
-    """For each name that may be that of a table which triggers or rules write: the tables whose
-    triggers these are. Without those that say in the fence that they write it."""
-    all_triggers: Mapping[str, frozenset[str]]
-    """The same with them: nobody may look into the fence."""
-    above: Mapping[str, frozenset[str]]
-    """For each child: all above it. Who writes there may write the child."""
+    triggers: Triggers
 
 
-_NOTHING = Catalog({}, frozenset(), {}, {}, {}, {}, {})
+_NOTHING = Catalog({}, frozenset(), {}, {}, triggers.NONE)
 _known: dict[str, tuple[str, Catalog]] = {}
 """By namespace: the register of everything under which the catalog was read, and the catalog."""
 _breakers: dict[str, Breaker] = {}
 _registers: Memo[tuple[str, tuple[str, ...]], tuple[str, ...]] = Memo()
-_undeclared: Memo[str, str] = Memo()
 
 
 def registers(
@@ -246,8 +239,7 @@ def judge(
     views = (suspects | relatives) & catalog.views.keys()
     if views:
         return Reason.VIEW, ", ".join(sorted(f"{catalog.views[name]} {name}" for name in views))
-    triggers = catalog.triggers if has_fence else catalog.all_triggers
-    undeclared = _undeclared_triggers(catalog, triggers, suspects | relatives, settings)
+    undeclared = catalog.triggers.undeclared(suspects | relatives, settings, has_fence=has_fence)
     if undeclared:
         return Reason.TRIGGER, ", ".join(undeclared)
     for name in tables:
@@ -256,44 +248,6 @@ def judge(
         if cause:
             return Reason.NON_DETERMINISTIC, f"{cause} in a column of {name}"
     return None, ""
-
-
-def _undeclared_triggers(
-    catalog: Catalog,
-    triggers: Mapping[str, frozenset[str]],
-    tables: Iterable[str],
-    settings: Settings,
-) -> list[str]:
-    """Which of ``tables`` are written by triggers of which ``WRITES`` says nothing, and whose."""
-    memo = _undeclared.under(settings, table_names.known.generation, catalog, id(triggers))
-    found = []
-    for name in sorted(triggers.keys() & tables):
-        if name not in memo:
-            memo[name] = " and ".join(_undeclared_sources(catalog, triggers, name, settings))
-        if memo[name]:
-            found.append(f"{name} by a trigger of {memo[name]}")
-    return found
-
-
-def _undeclared_sources(
-    catalog: Catalog, triggers: Mapping[str, frozenset[str]], name: str, settings: Settings
-) -> list[str]:
-    # A write to any of them is one to ``name``.
-    family = {name, *catalog.relatives.get(name, ())}
-    writes = passed_on(settings)
-    # Whoever writes the table above a child may make the child's triggers fire.
-    writers = {
-        table: triggers.get(table, frozenset()) | catalog.above.get(table, frozenset())
-        for table in {*triggers, *catalog.above}
-    }
-    # Those above ``name`` itself are of its family.
-    sources = _reach(name, {**writers, name: triggers[name]}) - family
-    return [
-        source
-        for source in sorted(sources)
-        # Not even a statement that deletes nothing may leave it out.
-        if family.isdisjoint(relations.written_with({source}, writes, deletes=False))
-    ]
 
 
 def look(connection: Any, state: ConnectionState, namespace: str, vector: str) -> Catalog | None:
@@ -451,7 +405,7 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
     row_security: set[str] = set()
     parents: dict[str, set[str]] = defaultdict(set)
     virtual: dict[str, frozenset[str]] = defaultdict(frozenset)
-    triggers: list[tuple[str, str]] = []
+    fired: list[tuple[str, str]] = []
     routines: dict[str, str] = defaultdict(str)
     for kind, name, more in rows:
         table = sql.fold(name)
@@ -462,71 +416,18 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> Catalog:
         elif kind == "virtual column":
             virtual[table] |= sql.analyse_read(more, "mysql").functions
         elif kind == "trigger":
-            triggers.append((table, more or ""))
+            fired.append((table, more or ""))
         elif kind == "routine":
             # Of several with one name it may be any that is called.
             routines[table] += f"{more or ''};"
         else:
             views[table] = kind
-    if not (views or row_security or parents or virtual or triggers):
+    if not (views or row_security or parents or virtual or fired):
         return _NOTHING
-    return Catalog(
-        views,
-        frozenset(row_security),
-        _relatives(parents),
-        virtual,
-        *_sources(triggers, routines),
-        {name: frozenset(_reach(name, parents)) for name in parents},
-    )
-
-
-def _sources(
-    triggers: Iterable[tuple[str, str]], routines: Mapping[str, str]
-) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
-    """See :attr:`Catalog.triggers` and :attr:`Catalog.all_triggers`.
-
-    Args:
-        triggers: tables, and the bodies of their triggers.
-        routines: names, and the bodies of what triggers may call.
-    """
-    tables: dict[str, set[str]] = defaultdict(set)
-    for table, body in triggers:
-        tables[body].add(table)
-    # There may be thousands of routines, of which triggers call a few. Each is looked into once.
-    calls: dict[str, Set[str]] = {}
-    written: dict[str, frozenset[str]] = {}
-    sources: dict[str, set[str]] = defaultdict(set)
-    all_sources: dict[str, set[str]] = defaultdict(set)
-    for trigger, its_tables in tables.items():
-        bodies = {trigger}
-        waiting = [trigger]
-        while waiting:
-            body = waiting.pop()
-            if body not in calls:
-                called = sql.names_in(body) & routines.keys()
-                calls[body] = {routines[name] for name in called}
-                written[body] = sql.written_in(body)
-            new = calls[body] - bodies
-            bodies |= new
-            waiting.extend(new)
-        targets = frozenset[str]().union(*(written[body] for body in bodies))
-        for target in targets:
-            all_sources[target] |= its_tables - {target}
-        if FENCE in targets:
-            # Of some it says itself that it writes them.
-            folded = ";".join(bodies).casefold()
-            targets = frozenset(
-                name
-                for name in targets
-                if f"'{name}'" not in folded and f"'{EVERYTHING}'" not in folded
-            )
-        for target in targets:
-            sources[target] |= its_tables - {target}
-    return _frozen(sources), _frozen(all_sources)
-
-
-def _frozen(sources: Mapping[str, Set[str]]) -> dict[str, frozenset[str]]:
-    return {target: frozenset(found) for target, found in sources.items() if found}
+    relatives = _relatives(parents)
+    above = {name: frozenset(reach(name, parents)) for name in parents}
+    found = triggers.read(fired, routines, relatives, above)
+    return Catalog(views, frozenset(row_security), relatives, virtual, found)
 
 
 def _relatives(parents: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
@@ -535,16 +436,6 @@ def _relatives(parents: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
         for parent in above:
             children[parent].add(child)
     return {
-        name: frozenset((_reach(name, parents) | _reach(name, children)) - {name})
+        name: frozenset((reach(name, parents) | reach(name, children)) - {name})
         for name in {*parents, *children}
     }
-
-
-def _reach(start: str, edges: Mapping[str, Set[str]]) -> set[str]:
-    found: set[str] = set()
-    waiting = [start]
-    while waiting:
-        new = edges.get(waiting.pop(), frozenset()) - found
-        found |= new
-        waiting.extend(new)
-    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from django.apps import apps
@@ -113,4 +113,15 @@ def family(model: type[models.Model]) -> set[str]:
             through = getattr(relation, "through", None)
             if through is not None:
                 found.add(table(through))
+    return found
+
+
+def reach(start: str, edges: Mapping[str, Set[str]]) -> set[str]:
+    """All names that one leads to, by as many steps as it takes."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = edges.get(waiting.pop(), frozenset()) - found
+        found |= new
+        waiting.extend(new)
     return found

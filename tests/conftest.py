@@ -99,6 +99,16 @@ def names(using: str) -> Any:
 
 
 @pytest.fixture
+def tags(using: str, cached: Watch) -> Any:
+    """There is one tag, "a"; the question for the names of all: `tests.describing.Tags`."""
+    from tests.describing import Tags
+    from tests.models import Tag
+
+    Tag.objects.using(using).create(name="a")
+    return Tags(using)
+
+
+@pytest.fixture
 def emptied(request: pytest.FixtureRequest) -> None:
     """Let the test, which is one of many, end with `tests.backdoor.empty` instead of a flush.
 
