@@ -103,14 +103,14 @@ def test_kind_of_a_statement(vendor: str, text: str, kind: Kind) -> None:
             "sqlite",
             "CREATE TRIGGER t AFTER INSERT ON a BEGIN "
             "UPDATE b SET c = CASE WHEN 1 THEN 2 END; DELETE FROM d; END; COMMIT",
-            [WRITE | IMPLICIT, Kind.COMMIT],
+            [WRITE | UNNAMED | IMPLICIT, Kind.COMMIT],
         ),
         (
             "mysql",
             "CREATE DEFINER=`x`@`y` PROCEDURE p() BEGIN IF 1 THEN DELETE FROM a; END IF; "
             "CASE b WHEN 1 THEN DELETE FROM c; END CASE; "
             "WHILE 1 DO DELETE FROM d; END WHILE; END; COMMIT",
-            [WRITE | IMPLICIT, Kind.COMMIT],
+            [WRITE | UNNAMED | IMPLICIT, Kind.COMMIT],
         ),
         ("", "CREATE TABLE a (begin int); COMMIT", [WRITE | IMPLICIT, Kind.COMMIT]),
     ],
